@@ -1,0 +1,1 @@
+//! Analyses over models and adapters: similarity curves and the headline study.

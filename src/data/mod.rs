@@ -1,0 +1,1 @@
+//! Texts and training records: readers, prompt templates, encoding, batching.

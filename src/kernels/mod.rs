@@ -1,0 +1,1 @@
+//! Differentiable operations on packed token sequences, with hand-written backward passes.

@@ -1,0 +1,1 @@
+//! Measures of over-smoothing, one a file.

@@ -1,0 +1,1 @@
+//! The one instrumented transformer, and the readers that fill it.

@@ -1,0 +1,1 @@
+//! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.

@@ -1,0 +1,1 @@
+//! The embedded model: its corpus, tokenizer, tasks and pre-training.

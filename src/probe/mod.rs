@@ -1,0 +1,1 @@
+//! What reads the hidden states during a forward pass.

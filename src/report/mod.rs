@@ -1,0 +1,1 @@
+//! Tables, plots and pages: views over results that never need the model again.

@@ -1,0 +1,1 @@
+//! Fine-tuning: trainer, optimizer, schedule, checkpoints, events.

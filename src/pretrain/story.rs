@@ -16,7 +16,7 @@
 //! # Choices, in the order of the words
 //! - Each holder: whether there is another (the count is uniform over the stage's), a name that makes no
 //!   held-out pair with those before (uniform), a start (uniform); the object once, at its first mention.
-//! - A recap: reversed or not (1 : 1), then its order (uniform over permutations). In a reversed recap of
+//! - A recap: reversed or not (1 : 2), then its order (uniform over permutations). In a reversed recap of
 //!   equal counts the number is drawn with the share of holders that have it, then the name among them.
 //! - Events: whether there is another (the count is uniform over `0..=events`); the actor among holders who
 //!   can do something; the verb among those they can do; the amount among those that leave nobody below 0 or
@@ -66,6 +66,12 @@ pub struct Rules {
     /// The first number of a drill line is 0 to this many, at most `cap`.
     pub drill_to: u32,
 }
+
+/// How often a recap is plain and how often reversed.
+///
+/// "how many" finds its answer behind the name in a plain recap, "who" behind the number in a reversed one;
+/// the first carries the gates, so it gets the larger share.
+const RECAPS: [usize; 2] = [2, 1];
 
 /// A holder and what they have now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +147,11 @@ impl Story {
         }
         loop {
             let actors = story.actors();
-            if actors.is_empty() || page.stops(story.events.len(), rules.events) {
+            if actors.is_empty() {
+                story.mark_held_out(page);
+                break;
+            }
+            if page.stops(story.events.len(), rules.events) {
                 break;
             }
             let Some(event) = story.event(page, &actors) else { break };
@@ -164,7 +174,7 @@ impl Story {
     /// Writes everybody's count in a drawn order, each name before its count or each after it.
     pub fn recap(&self, page: &mut Page<'_>) {
         page.say("together :");
-        let reversed = page.pick(2) == 1;
+        let reversed = page.weigh(&RECAPS) == 1;
         let mut left: Vec<usize> = (0..self.holders.len()).collect();
         while !left.is_empty() {
             let chosen = if reversed {
@@ -240,6 +250,7 @@ impl Story {
 
     fn event(&mut self, page: &mut Page<'_>, actors: &[usize]) -> Option<Event> {
         let actor = page.one_of(actors)?;
+        self.mark_held_out(page);
         self.name(page, actor);
         self.mark_held_out(page);
         let verb = page.one_of(&self.verbs(actor))?;

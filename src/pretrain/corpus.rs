@@ -310,11 +310,13 @@ mod tests {
     fn what_a_held_out_story_was_made_for_is_not_called_determined() {
         let corpus = Corpus { seed: 4 };
         let share = |split| {
-            let texts: Vec<Text> = (0..1000).map(|index| corpus.text(Stage::Three, split, index)).collect();
+            let texts = (0..1000).map(|index| corpus.text(Stage::Three, split, index));
+            let texts: Vec<Text> = texts.filter(|text| !text.words().starts_with(char::is_numeric)).collect();
             let flags = || texts.iter().flat_map(|text| &text.determined);
             flags().filter(|&&d| d).count() as f64 / flags().count() as f64
         };
-        assert!((share(Split::Train) - share(Split::Validation)).abs() < 0.02);
+        let (trained, held_out) = (share(Split::Train), share(Split::Validation));
+        assert!((trained - held_out).abs() < 0.01, "{trained} and {held_out}");
         let is = |list: &[&str], id| list.contains(&vocabulary::word(id));
         for index in 0..300 {
             let text = corpus.text(Stage::Three, Split::Validation, index);

@@ -11,6 +11,8 @@ pub mod gates;
 pub mod holdout;
 pub mod page;
 pub mod question;
+pub mod recipe;
+pub mod run;
 pub mod story;
 pub mod tasks;
 pub mod vocabulary;

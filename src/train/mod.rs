@@ -10,6 +10,7 @@ mod step;
 mod subject;
 mod trainer;
 
+pub use checkpoint::Checkpoint;
 pub use config::{DtypeName, MethodName, Schedule, SettingError, TrainConfig};
 pub use error::TrainError;
 pub use events::{StepEvent, read_events};

@@ -1,6 +1,6 @@
 //! The training loop: steps, validation, similarity, checkpoints, early stopping.
 
-use super::checkpoint::{self, Progress};
+use super::checkpoint::{Checkpoint, Progress};
 use super::config::TrainConfig;
 use super::events::{EventLog, StepEvent};
 use super::optimizer::{AdamW, Moments};
@@ -160,17 +160,11 @@ impl<'a> Trainer<'a> {
     /// The run diverges, a tensor receives no gradient, or a file cannot be written.
     pub fn run(&self, resume: bool, fingerprint: &str, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         let mut moments = Moments::default();
-        let mut progress = Progress {
-            step: 0,
-            best: None,
-            stale: 0,
-            stopped: false,
-            fingerprint: fingerprint.to_owned(),
-            weights: String::new(),
-        };
+        let mut progress = Progress::default();
+        let checkpoint = self.files.map(|files| (Checkpoint::new(&files.last(), fingerprint), files));
         if resume
-            && let Some(files) = self.files
-            && let Some((saved, at)) = checkpoint::load(&files.last(), self.subject, fingerprint)?
+            && let Some((checkpoint, _)) = &checkpoint
+            && let Some((saved, at)) = checkpoint.load(self.subject)?
         {
             (moments, progress) = (saved, at);
         }
@@ -201,10 +195,10 @@ impl<'a> Trainer<'a> {
                 log.append(&event)?;
             }
             observer.step(&event, total);
-            if let Some(files) = self.files
+            if let Some((checkpoint, files)) = &checkpoint
                 && (due(self.config.save_every) || progress.step == end || progress.stopped)
             {
-                checkpoint::save(&files.last(), self.subject, &moments, &progress, &files.base_model)?;
+                checkpoint.save(self.subject, &moments, &progress, &files.base_model)?;
             }
         }
         if let Some(files) = self.files

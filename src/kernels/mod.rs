@@ -1,1 +1,16 @@
 //! Differentiable operations on packed token sequences, with hand-written backward passes.
+//!
+//! A batch is a matrix `[tokens, width]` of all sequences one after another. Every operation takes `f32` and `f64`
+//! tensors on the CPU, computes gradients for tracked arguments only, and returns the same bits whatever the number
+//! of threads. Backward passes recompute what is cheaper to compute than to keep.
+
+mod element;
+mod gemm;
+mod linear;
+mod parallel;
+mod vector;
+
+#[cfg(test)]
+mod check;
+
+pub use linear::linear;

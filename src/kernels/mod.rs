@@ -4,13 +4,20 @@
 //! tensors on the CPU, computes gradients for tracked arguments only, and returns the same bits whatever the number
 //! of threads. Backward passes recompute what is cheaper to compute than to keep.
 
+mod attention;
+mod attention_task;
 mod element;
 mod gemm;
 mod linear;
 mod parallel;
+mod rms_norm;
+mod rope;
 mod vector;
 
 #[cfg(test)]
 mod check;
 
+pub use attention::{AttentionShape, attention};
 pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use rope::rope;

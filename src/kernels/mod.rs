@@ -6,18 +6,24 @@
 
 mod attention;
 mod attention_task;
+mod cross_entropy;
 mod element;
+mod embedding;
 mod gemm;
 mod linear;
 mod parallel;
 mod rms_norm;
 mod rope;
+mod swiglu;
 mod vector;
 
 #[cfg(test)]
 mod check;
 
 pub use attention::{AttentionShape, attention};
+pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
+pub use embedding::embedding;
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use swiglu::swiglu;

@@ -25,6 +25,11 @@ pub(super) fn row<T>(values: &[T], index: usize, width: usize) -> &[T] {
     values.get(start..start + width).unwrap_or_default()
 }
 
+/// The values from `start` on.
+pub(super) fn from<T>(values: &[T], start: usize) -> &[T] {
+    values.get(start..).unwrap_or_default()
+}
+
 /// Calls `row(index, out)` for every row of `out`, which is `[rows, width]`.
 pub(super) fn for_each_row<T: Element>(out: &mut [T], width: usize, row: impl Fn(usize, &mut [T]) + Sync) {
     if width == 0 {

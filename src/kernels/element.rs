@@ -8,7 +8,7 @@ use super::vector;
 ///
 /// Everything that a row kernel calls is `#[inline(always)]`, so that it is compiled with the vector
 /// instructions of the kernel that it ends up in.
-pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + std::iter::Sum + Default {
+pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + Default {
     /// The smallest value, from which a maximum starts.
     const NEG_INFINITY: Self;
     /// e to the power of `self`; for `f32` within the error that [`vector::exp_f32`] states.
@@ -17,8 +17,6 @@ pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + std::iter::
     fn tanh(self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
-    /// `self * factor + term`, rounded once.
-    fn fma(self, factor: Self, term: Self) -> Self;
 }
 
 impl Element for f32 {
@@ -35,10 +33,6 @@ impl Element for f32 {
     fn sqrt(self) -> Self {
         self.sqrt()
     }
-    #[inline(always)]
-    fn fma(self, factor: Self, term: Self) -> Self {
-        self.mul_add(factor, term)
-    }
 }
 
 impl Element for f64 {
@@ -54,10 +48,6 @@ impl Element for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         self.sqrt()
-    }
-    #[inline(always)]
-    fn fma(self, factor: Self, term: Self) -> Self {
-        self.mul_add(factor, term)
     }
 }
 

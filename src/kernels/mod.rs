@@ -7,14 +7,17 @@
 mod attention;
 mod attention_task;
 mod cross_entropy;
+mod dropout;
 mod element;
 mod embedding;
 mod gemm;
 mod linear;
+mod mixing;
 mod parallel;
 mod rms_norm;
 mod rope;
 mod swiglu;
+mod tanh;
 mod vector;
 
 #[cfg(test)]
@@ -22,8 +25,11 @@ mod check;
 
 pub use attention::{AttentionShape, attention};
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
+pub use dropout::dropout;
 pub use embedding::embedding;
 pub use linear::linear;
+pub use mixing::{residual_mix, scaled_add};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;
+pub use tanh::tanh;

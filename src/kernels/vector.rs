@@ -79,10 +79,10 @@ pub(super) fn exp_f32(x: f32) -> f32 {
 pub(super) fn tanh_f32(x: f32) -> f32 {
     let z = x * x;
     let p = (-5.704_988_7e-3_f32)
-        .mul_add(z, 2.063_908_9e-2)
+        .mul_add(z, 2.063_909e-2)
         .mul_add(z, -5.373_971_6e-2)
         .mul_add(z, 1.333_144_2e-1)
-        .mul_add(z, -3.333_328_2e-1);
+        .mul_add(z, -3.333_328e-1);
     let small = (p * z).mul_add(x, x);
     let magnitude = 1.0 - 2.0 / (exp_f32(2.0 * x.abs()) + 1.0);
     if x.abs() < 0.625 { small } else { magnitude.copysign(x) }
@@ -332,7 +332,7 @@ mod tests {
         let ys = exp_all(&[0.0, -0.0, f32::NEG_INFINITY, f32::INFINITY, f32::MAX, f32::MIN, -104.5, 89.5, f32::NAN]);
         assert_eq!(ys[..8], [1.0, 1.0, 0.0, f32::INFINITY, f32::INFINITY, 0.0, 0.0, f32::INFINITY]);
         assert!(ys[8].is_nan());
-        let long = exp_all(&vec![f32::NAN; 40]);
+        let long = exp_all(&[f32::NAN; 40]);
         assert!(long.iter().all(|y| y.is_nan()));
     }
 

@@ -165,14 +165,14 @@ impl Probe for CosineProbe {
             return Ok(());
         }
         if self.texts.len() != batch.sequences() {
-            candle_core::bail!("{} texts were announced for {} sequences", self.texts.len(), batch.sequences());
+            return Err(refused(format!("{} texts were announced for {} sequences", self.texts.len(), batch.sequences())));
         }
         let states = states.to_device(&Device::Cpu)?.contiguous()?;
         let width = states.dim(1)?;
         let centre = self.centre.as_ref().and_then(|c| c.means.get(index));
         let (storage, layout) = states.storage_and_layout();
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("hidden states are not contiguous");
+            return Err(refused("hidden states are not contiguous".to_owned()));
         };
         let measured: Vec<TextSums> = match &*storage {
             Storage::Cpu(CpuStorage::F32(data)) => {
@@ -181,16 +181,12 @@ impl Probe for CosineProbe {
             Storage::Cpu(CpuStorage::F64(data)) => {
                 measure_texts(data.get(start..end).unwrap_or_default(), width, &self.texts, batch, centre)
             }
-            _ => candle_core::bail!("hidden states must be f32 or f64 to be measured"),
+            _ => return Err(refused("hidden states must be f32 or f64 to be measured".to_owned())),
         };
         let first_text = self.values.len() - self.texts.len();
         for (offset, text) in measured.into_iter().enumerate() {
             if !text.finite {
-                candle_core::bail!(
-                    "text {} has a hidden state that is not finite at {site} layer {layer}; \
-                     the weights are damaged or overflow their type",
-                    first_text + offset
-                );
+                return Err(ModelError::NotFinite { text: first_text + offset, site, layer });
             }
             if let Some(slot) = self.values.get_mut(first_text + offset).and_then(|v| v.get_mut(index)) {
                 *slot = text.values;
@@ -205,6 +201,10 @@ impl Probe for CosineProbe {
         }
         Ok(())
     }
+}
+
+fn refused(reason: String) -> ModelError {
+    ModelError::Tensor(candle_core::Error::Msg(reason))
 }
 
 /// What one text gives at one point.

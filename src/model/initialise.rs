@@ -67,6 +67,12 @@ impl TensorSource for RandomWeights<'_> {
                 }
             }
         };
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        let made = Tensor::from_vec(values, shape, &Device::Cpu).and_then(|t| t.to_dtype(dtype)?.to_device(device));
+        made.map_err(|error| WeightsError::Tensor {
+            file: "random weights".to_owned(),
+            tensor: name.to_owned(),
+            problem: error.to_string(),
+            remedy: "check the sizes in config.json",
+        })
     }
 }

@@ -37,6 +37,16 @@ pub enum ModelError {
         /// The table's rows.
         vocab: usize,
     },
+    /// A hidden state is not finite.
+    #[error("text {text}: a hidden state is not finite at {site} layer {layer}; the weights are damaged or overflow their type")]
+    NotFinite {
+        /// The text, counted from 0.
+        text: usize,
+        /// The site.
+        site: Site,
+        /// The layer.
+        layer: usize,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

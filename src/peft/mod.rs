@@ -13,7 +13,7 @@ pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 use crate::data::Packed;
 use crate::model::{ModelError, Pass, Role, Transformer};
 use crate::random::stream;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
 use module::Module;
 use rand::RngCore;

@@ -261,7 +261,7 @@ fn survey(
     let head = model.head().detach();
     let (mut all, mut determined) = ((0.0, 0u64), (0.0, 0u64));
     for group in validation.chunks(16) {
-        let batch = Packed::from_sequences(group.iter().map(|t| t.ids.as_slice()));
+        let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
         let states = model.hidden_states(&batch, &Pass::default(), &mut Silent)?.detach();
         let targets: Vec<u32> = batch.ids.iter().copied().skip(1).chain([0]).collect();
         let (losses, _) = kernels::token_losses_and_hits(&states, &head, &targets)?;

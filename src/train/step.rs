@@ -37,7 +37,7 @@ pub fn gradients(
     let (mut total, mut tokens) = (0.0, 0);
     let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
     for (index, examples) in micro_batches.iter().enumerate() {
-        let batch = Packed::from_sequences(examples.iter().map(|e| e.ids.as_slice()));
+        let batch = packed(examples);
         let (ids, weights) = targets_and_weights(examples);
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
         let sum = subject.model().loss_sum(&batch, &ids, &weights, &subject.pass(key))?;
@@ -67,6 +67,11 @@ pub fn gradients(
         return Err(TrainError::NotFinite { step, tensor });
     }
     Ok((summed, StepReport { loss, tokens, targets, gradient_norm: norm }))
+}
+
+fn packed(examples: &[&Example]) -> Packed {
+    let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    Packed::from_sequences(&sequences)
 }
 
 /// One optimizer step: gradients, clipping at `max_norm` (0 is off), AdamW at `rate`.
@@ -102,7 +107,7 @@ pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> 
     let head = subject.model().head().detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     for group in examples.chunks(batch_size.max(1)) {
-        let batch = Packed::from_sequences(group.iter().map(|e| e.ids.as_slice()));
+        let batch = packed(group);
         let (targets, weights) = targets_and_weights(group);
         let states = subject.model().hidden_states(&batch, &pass, &mut Silent)?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();

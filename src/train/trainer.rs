@@ -43,7 +43,7 @@ impl ProbeSet {
         let pass = Pass::inference(frozen.as_ref());
         let mut probe = CosineProbe::new(subject.model().architecture().layers, None);
         for group in self.texts.chunks(batch_size.max(1)) {
-            let batch = Packed::from_sequences(group.iter().map(|(ids, _)| ids.as_slice()));
+            let batch = Packed::from_sequences(&group.iter().map(|(ids, _)| ids.as_slice()).collect::<Vec<_>>());
             probe.expect(group.iter().map(|(ids, special)| (special.as_slice(), 0..ids.len())));
             subject.model().hidden_states(&batch, &pass, &mut probe)?;
         }
@@ -148,7 +148,7 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn total_steps(&self) -> u64 {
         let per_step = self.config.batch_size * self.config.accumulate;
-        let per_epoch = self.data.train.len().div_ceil(per_step) as u64;
+        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()) as u64;
         self.config.steps.unwrap_or(per_epoch * self.config.epochs)
     }
 
@@ -184,7 +184,8 @@ impl<'a> Trainer<'a> {
             let mut event = self.step(progress.step, &mut moments)?;
             progress.step = event.step;
             event.similarity_before = before.take();
-            let due = |every: u64| every > 0 && (progress.step.is_multiple_of(every) || progress.step == total);
+            let step = progress.step;
+            let due = |every: u64| every > 0 && (step.is_multiple_of(every) || step == total);
             if due(self.config.eval_every) && !self.data.validation.is_empty() {
                 self.validate(&mut event, &mut progress)?;
             }
@@ -213,8 +214,9 @@ impl<'a> Trainer<'a> {
     fn step(&self, done: u64, moments: &mut Moments) -> Result<StepEvent, TrainError> {
         let started = Instant::now();
         let config = self.config;
-        let order = EpochOrder::new(self.data.train.len(), config.seed, !config.no_shuffle);
-        let indices = order.batch_indices(done, config.batch_size * config.accumulate);
+        let order = EpochOrder { seed: config.seed, shuffle: !config.no_shuffle };
+        let per_step = config.batch_size * config.accumulate;
+        let indices = order.batch_indices(done as usize, per_step, self.data.train.len());
         let chosen: Vec<&Example> = indices.iter().filter_map(|&i| self.data.train.get(i)).collect();
         let micro_batches: Vec<Vec<&Example>> = chosen.chunks(config.batch_size).map(<[_]>::to_vec).collect();
         let total = self.total_steps();
@@ -229,7 +231,7 @@ impl<'a> Trainer<'a> {
             Some((config.seed, done)),
             done + 1,
         )?;
-        let per_epoch = self.data.train.len().div_ceil(config.batch_size * config.accumulate).max(1);
+        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()).max(1);
         Ok(StepEvent {
             step: done + 1,
             loss: report.loss,

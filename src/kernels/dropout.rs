@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, tensor, values};
-use super::parallel;
+use super::{parallel, vector};
 
 const NAME: &str = "dropout";
 
@@ -26,15 +26,6 @@ pub fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Dropout { p, key })
 }
 
-/// Element `index` of the sequence that SplitMix64 makes from `key`.
-#[inline(always)]
-fn draw(key: u64, index: u64) -> u64 {
-    let mut z = key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 struct Dropout {
     p: f64,
     key: u64,
@@ -47,9 +38,7 @@ impl Dropout {
         let factor = T::from_f64(1.0 / (1.0 - self.p));
         let mut out = vec![T::zero(); x.len()];
         parallel::for_each_piece(&mut out, |at, out| {
-            for ((index, out), &x) in (at as u64..).zip(out.iter_mut()).zip(parallel::from(x, at)) {
-                *out = if draw(self.key, index) >> 11 >= threshold { x * factor } else { T::zero() };
-            }
+            vector::dropout(parallel::from(x, at), self.key, at as u64, threshold, factor, out);
         });
         out
     }
@@ -81,8 +70,8 @@ mod tests {
 
     #[test]
     fn the_draws_are_splitmix64() {
-        // The published generator adds the golden ratio before each output: with seed 0 its first is draw(0, 1).
-        assert_eq!([draw(0, 1), draw(0, 2)], [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4]);
+        // The published generator adds the golden ratio before each output: with seed 0 its first is output 1 here.
+        assert_eq!([vector::split_mix(0, 1), vector::split_mix(0, 2)], [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4]);
     }
 
     #[test]

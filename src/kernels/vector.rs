@@ -108,6 +108,15 @@ fn fold<T: Element>(mut lanes: [T; LANES]) -> T {
     lanes[0]
 }
 
+/// Output `index` of SplitMix64 (Steele, Lea, Flood, 2014) seeded with `key`.
+#[inline(always)]
+pub(super) fn split_mix(key: u64, index: u64) -> u64 {
+    let mut z = key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 vectorised! {
     /// The inner product of two rows of equal length.
     fn dot<T>(a: &[T], b: &[T]) -> T {
@@ -265,6 +274,17 @@ vectorised! {
         for (((out, &gate), &up), &gradient) in out.iter_mut().zip(gate).zip(up).zip(gradient) {
             let s = sigmoid(gate);
             *out = gradient * up * s * (T::one() + gate * (T::one() - s));
+        }
+    }
+
+    /// `out = x · factor` where the upper 53 bits of the element's random number reach `threshold`, else zero; the
+    /// first element has the index `first`.
+    fn dropout<T>(x: &[T], key: u64, first: u64, threshold: u64, factor: T, out: &mut [T]) {
+        let mut index = first;
+        for (out, &x) in out.iter_mut().zip(x) {
+            let kept = split_mix(key, index) >> 11 >= threshold;
+            *out = if kept { x * factor } else { T::zero() };
+            index = index.wrapping_add(1);
         }
     }
 

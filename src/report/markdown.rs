@@ -39,7 +39,7 @@ impl Page {
 
     /// Adds a table of text cells.
     pub fn table<H: AsRef<str>>(&mut self, header: &[H], rows: &[Vec<String>]) -> &mut Self {
-        self.block(table(header, rows))
+        self.block(markdown_table(header, rows))
     }
 
     /// Adds a table of `frame`, floats with `decimals` places.
@@ -71,7 +71,7 @@ impl Page {
 /// A pipe table; columns whose filled cells are all numbers are set flush right. Pipes and line breaks in
 /// cells are escaped; a short row is filled up, a long one cut.
 #[must_use]
-pub fn table<H: AsRef<str>>(header: &[H], rows: &[Vec<String>]) -> String {
+pub fn markdown_table<H: AsRef<str>>(header: &[H], rows: &[Vec<String>]) -> String {
     let cell = |row: &Vec<String>, column: usize| row.get(column).map(|text| escape(text)).unwrap_or_default();
     let rule = (0..header.len()).map(|column| {
         let filled: Vec<&String> =
@@ -100,7 +100,7 @@ pub fn frame_table(frame: &DataFrame, decimals: usize) -> String {
             frame.columns().iter().map(|column| column.get(row).map_or_else(|_| String::new(), cell)).collect()
         })
         .collect();
-    table(&header, &rows)
+    markdown_table(&header, &rows)
 }
 
 fn joined(cells: impl Iterator<Item = String>) -> String {
@@ -130,7 +130,7 @@ mod tests {
     fn a_table_keeps_its_columns_whatever_the_cells_hold() {
         let rows = vec![vec!["a|b\nc".to_owned(), "0.5 [0.4, 0.6]".to_owned()], vec!["SIBO".to_owned()]];
         let expected = "| arm | accuracy |\n| --- | ---: |\n| a\\|b c | 0.5 [0.4, 0.6] |\n| SIBO |  |";
-        assert_eq!(table(&["arm", "accuracy"], &rows), expected);
+        assert_eq!(markdown_table(&["arm", "accuracy"], &rows), expected);
     }
 
     #[test]

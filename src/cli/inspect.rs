@@ -88,7 +88,7 @@ fn architecture(args: &InspectArgs) -> Result<Architecture> {
         None => families::read_config(&files.folder)?,
         Some(path) => {
             let gguf = Gguf::open(path).map_err(ModelError::from)?;
-            families::parse_config(&path.display().to_string(), &gguf.config_json())?
+            families::parse_config(&path.display().to_string(), &gguf.config_json().map_err(ModelError::from)?)?
         }
     })
 }

@@ -5,7 +5,7 @@ use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
-use crate::data::{ProbeText, Span, Template, TextOptions, TextSource, Tokenize};
+use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
 use crate::hash;
 use crate::model::LoadedModel;
 use crate::peft::load_adapter;
@@ -45,9 +45,9 @@ pub(super) struct SimilarityArgs {
     /// One curve for each value of this column or key, beside the one for all texts.
     #[arg(long, value_name = "FIELD")]
     group_by: Option<String>,
-    /// How instruction records become text: alpaca, released, short, or a file.
-    #[arg(long, default_value = "alpaca")]
-    template: String,
+    /// The file holds instruction or chat records; render them so: alpaca, released, short, or a file.
+    #[arg(long, conflicts_with = "field")]
+    template: Option<String>,
     /// Which part is measured; the whole text runs through the model. The constant words of a prompt
     /// raise similarity: `response` leaves them out.
     #[arg(long, default_value = "all")]
@@ -95,11 +95,11 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
             anyhow!("--reference {name}: no such run; there are {}", names.join(", "))
         })?,
     };
-    // The texts are read before any model is loaded, and the folder is made before any work: errors come early.
-    let texts = read_texts(args)?;
+    // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
-    let (runs, described) = measure(args, &specs, &texts, quiet)?;
+    let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| args.texts.display().to_string())?;
+    let (runs, described) = measure(args, &specs, quiet)?;
 
     let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
     report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
@@ -110,8 +110,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("runs", described)
         .set("reference", specs.get(reference).map(|s| s.name.clone()).unwrap_or_default())
         .set("texts", args.texts.display().to_string())
-        .set("texts_sha256", hash::sha256_file(&args.texts).with_context(|| args.texts.display().to_string())?)
-        .set("texts_read", texts.len())
+        .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
         .set("device", "cpu")
@@ -150,29 +149,15 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     Ok(specs)
 }
 
-fn read_texts(args: &SimilarityArgs) -> Result<Vec<ProbeText>> {
-    let options = TextOptions { field: args.field.clone(), group_by: args.group_by.clone() };
-    let mut texts = Vec::new();
-    for text in TextSource::open(&args.texts, &options)? {
-        texts.push(text?);
-        if args.limit.is_some_and(|limit| texts.len() >= limit) {
-            break;
-        }
-    }
-    ensure!(!texts.is_empty(), "{}: holds no text", args.texts.display());
-    Ok(texts)
-}
-
 fn measure(
     args: &SimilarityArgs,
     specs: &[RunSpec],
-    texts: &[ProbeText],
     quiet: bool,
 ) -> Result<(Vec<RunValues>, Vec<Value>)> {
     let device = open::device(&args.device)?;
     let (mut runs, mut described) = (Vec::new(), Vec::new());
     let mut current: Option<((&str, Option<&str>), LoadedModel, Vec<EncodedText>)> = None;
-    let bar = progress::bar((2 * texts.len() * specs.len()) as u64, "texts", quiet);
+    let bar = progress::bar(0, "texts", quiet);
     for spec in specs {
         bar.set_prefix(spec.name.clone());
         let key = (spec.model.as_str(), spec.revision.as_deref());
@@ -182,7 +167,7 @@ fn measure(
                 let model = open::model(&spec.model, spec.revision.as_deref(), args.dtype.into(), &device)?;
                 let depth = model.transformer.architecture().layers;
                 args.layers.check(depth, &spec.model).map_err(|e| anyhow!(e))?;
-                let encoded = encode(args, &model, texts)?;
+                let encoded = encode(args, &model)?;
                 (model, encoded)
             }
         };
@@ -190,6 +175,7 @@ fn measure(
             Some(folder) => Some(load_adapter(folder, &model.transformer)?),
             None => None,
         };
+        bar.inc_length(2 * encoded.len() as u64);
         let mut tick = |n: usize| bar.inc(n as u64);
         runs.push(similarity::measure_run(
             &spec.name,
@@ -227,24 +213,38 @@ fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> 
     }))
 }
 
-fn encode(args: &SimilarityArgs, model: &LoadedModel, texts: &[ProbeText]) -> Result<Vec<EncodedText>> {
-    let template = Template::parse(&args.template)?;
+fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
+    let tokenizer: &dyn Tokenize = &model.tokenizer;
+    let content = match &args.template {
+        Some(template) => Content::Record(Template::parse(template)?),
+        None => Content::Field(args.field.clone()),
+    };
+    let chat = match tokenizer.chat_template() {
+        Some(_) => Some(ChatTemplate::of(tokenizer)?),
+        None => None,
+    };
+    let options = TextOptions { content, group_by: args.group_by.clone(), chat };
     let context = model.transformer.architecture().max_positions;
     let longest = args.max_tokens.map_or(context, |n| n.min(context));
-    let mut all = Vec::with_capacity(texts.len());
-    for text in texts {
-        if let Some(encoded) =
-            similarity::encode_text(text, &template, &model.tokenizer, args.span, longest, args.tokens)?
-        {
-            all.push(encoded);
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let mut all = Vec::new();
+    for text in TextSource::open(&args.texts, options)?.take(limit) {
+        let text = text?;
+        let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
+        let span = args.span.rows(&text, &encoded)?;
+        if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
+            let end = encoded.ids.len();
+            all.push(EncodedText {
+                index: text.index as u64,
+                group: text.group,
+                ids: encoded.ids,
+                special: encoded.special,
+                span: span.start.min(end)..span.end.min(end),
+            });
         }
     }
-    ensure!(
-        !all.is_empty(),
-        "{}: no text has {} tokens; lower --tokens",
-        args.texts.display(),
-        args.tokens.unwrap_or(1)
-    );
+    let what = args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
+    ensure!(!all.is_empty(), "{}: {what}", args.texts.display());
     Ok(all)
 }
 

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Which tokens the loss is taken on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum LossOn {
     /// Prompt and answer.
     All,

@@ -31,6 +31,13 @@ pub struct TextOptions {
     pub chat: Option<ChatTemplate>,
 }
 
+impl Default for TextOptions {
+    /// The field `text`, ungrouped.
+    fn default() -> Self {
+        Self { content: Content::Field(None), group_by: None, chat: None }
+    }
+}
+
 /// A text of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeText {
@@ -222,6 +229,7 @@ fn csv_error(path: &Path, error: &csv::Error) -> DataError {
 
 /// Which part of a text is measured. The whole text goes through the model; the span chooses rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Span {
     /// All tokens before the response.
     Instruction,

@@ -2,11 +2,11 @@
 
 use super::gguf::Gguf;
 use super::tokenizer::{TextTokenizer, TokenizerError};
-use super::weights::Weights;
+use super::weights::{TensorSource, Weights, WeightsError};
 use super::{ModelError, Transformer, families};
 use crate::hash;
-use candle_core::{DType, Device};
-use std::collections::BTreeMap;
+use candle_core::{DType, Device, Tensor};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The name of the model that is compiled in.
@@ -67,7 +67,8 @@ impl LoadedModel {
     pub fn from_gguf(path: &Path, name: &str, dtype: DType, device: &Device) -> Result<Self, LoadError> {
         let gguf = Gguf::open(path).map_err(ModelError::from)?;
         let file = path.display().to_string();
-        let architecture = families::parse_config(&file, &gguf.config_json()).map_err(ModelError::from)?;
+        let config = gguf.config_json().map_err(ModelError::from)?;
+        let architecture = families::parse_config(&file, &config).map_err(ModelError::from)?;
         let transformer = Transformer::load(name, architecture, &gguf, dtype, device)?;
         let tokenizer = TextTokenizer::from_gguf(&gguf)?;
         Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], folder: None, transformer, tokenizer })
@@ -80,9 +81,9 @@ impl LoadedModel {
     pub fn embedded(dtype: DType, device: &Device) -> Result<Self, LoadError> {
         let config = serde_json::from_slice(EMBEDDED_CONFIG).unwrap_or_default();
         let architecture = families::parse_config("embedded config.json", &config).map_err(ModelError::from)?;
-        let weights = Weights::from_bytes("embedded model", EMBEDDED_WEIGHTS).map_err(ModelError::from)?;
-        let transformer = Transformer::load(EMBEDDED, architecture, &weights, dtype, device)?;
-        let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER)?;
+        let tensors = candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, device).map_err(ModelError::from)?;
+        let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), dtype, device)?;
+        let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER, Some(EMBEDDED_CONFIG))?;
         Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), folder: None, transformer, tokenizer })
     }
 
@@ -102,6 +103,36 @@ impl LoadedModel {
             }
         });
         hashed.collect()
+    }
+}
+
+/// Tensors that are in memory already.
+struct InMemory(HashMap<String, Tensor>);
+
+impl TensorSource for InMemory {
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.0.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
+        let wrong = |problem: String| WeightsError::Tensor {
+            file: EMBEDDED.to_owned(),
+            tensor: name.to_owned(),
+            problem,
+            remedy: "this build of smooth-probe is damaged; build it again",
+        };
+        match self.0.get(name) {
+            Some(tensor) if tensor.dims() == shape => {
+                tensor.to_dtype(dtype).and_then(|t| t.to_device(device)).map_err(|e| wrong(e.to_string()))
+            }
+            _ => Err(wrong("is missing or misshapen".to_owned())),
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 #![deny(missing_docs)]
 
 pub mod data;
+#[cfg(test)]
+mod golden_tests;
 pub mod hash;
 #[cfg(feature = "cli")]
 pub mod hub;

@@ -1,5 +1,6 @@
 //! Analyses over models and adapters: similarity curves and the headline study.
 
+pub mod headline;
 pub mod layers;
 pub mod manifest;
 pub mod runs;

@@ -26,6 +26,9 @@ pub struct Peft {
     plan: Plan,
     /// By block, then by role.
     modules: Vec<[Option<Module>; 7]>,
+    /// Golden tests state what the λ term reads where we would draw it.
+    #[cfg(test)]
+    stated_source: Option<Tensor>,
 }
 
 impl Peft {
@@ -65,7 +68,13 @@ impl Peft {
                 *slot = Some(module(planned.clone(), config.method)?);
             }
         }
-        Ok(Self { config, plan, modules })
+        Ok(Self {
+            config,
+            plan,
+            modules,
+            #[cfg(test)]
+            stated_source: None,
+        })
     }
 
     /// What the modules were made from.
@@ -119,6 +128,11 @@ impl Peft {
         frozen
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_stated_source(&mut self, source: Option<Tensor>) {
+        self.stated_source = source;
+    }
+
     fn iter(&self) -> impl Iterator<Item = &Module> {
         self.modules.iter().flatten().flatten()
     }
@@ -161,6 +175,11 @@ impl<'a> PassState<'a> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
             Some(config) => Some(InitialResidual::new(&config, model, embedded, batch)?),
             None => None,
+        };
+        #[cfg(test)]
+        let residual = match pass.peft.and_then(|peft| Some((peft.config.residual?, peft.stated_source.clone()?))) {
+            Some((config, source)) => Some(InitialResidual::from_source(&config, source)),
+            None => residual,
         };
         Ok(Self { peft: pass.peft, dropout: pass.dropout, residual })
     }

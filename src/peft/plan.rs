@@ -183,10 +183,10 @@ fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
         (false, _) => return Mixing::ReadsInner,
         _ => {}
     }
-    let official = match position {
-        // The released series adapters stand in front of gate and up, both with h0.
-        Position::Before => matches!(role, Role::Gate | Role::Up),
-        _ => role == Role::Up,
+    let official = match config.method {
+        // The released adapters stand at gate and up, both with h0.
+        Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up),
+        Method::Lora { .. } => role == Role::Up,
     };
     match residual.policy {
         Policy::All => Mixing::Mixed,

@@ -67,11 +67,11 @@ impl Default for Recipe {
             warmup_steps: 100,
             weight_decay: 0.05,
             max_grad_norm: 1.0,
-            stage_steps: [300, 1000, 2200],
+            stage_steps: [250, 900, 1650],
             texts_per_step: [28, 18, 18],
             stage_two_share: 0.25,
-            eval_every: 250,
-            save_every: 250,
+            eval_every: 280,
+            save_every: 280,
         }
     }
 }

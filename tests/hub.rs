@@ -1,5 +1,6 @@
 //! The hub client against a local server that answers as the real one does.
 #![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, reason = "the server is part of the test")]
 
 use smooth_probe::hub::{HubError, HubSettings, ModelFiles, fetch, resolve};
 use std::collections::BTreeMap;

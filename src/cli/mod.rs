@@ -1,1 +1,85 @@
 //! The command line: one file per verb; arguments and calls, no logic.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+
+mod inspect;
+mod open;
+mod pretrain;
+mod progress;
+mod reproduce;
+mod similarity;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Does my transformer over-smooth, and what does my fine-tuning do about it?
+#[derive(Debug, Parser)]
+#[command(name = "smooth-probe", version, about, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// Worker threads; by default one a core. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// No progress on stderr; results still go to stdout.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show a model's modules and what a PEFT run would train, before anyone trains.
+    Inspect(inspect::InspectArgs),
+    /// Fine-tune a model: LoRA, adapters or all weights, vanilla or with SIBO's initial residual.
+    Train(Box<train::TrainArgs>),
+    /// Measure token similarity layer by layer, and compare models, adapters and checkpoints.
+    Similarity(similarity::SimilarityArgs),
+    /// Make the embedded model anew from its recipe.
+    Pretrain(pretrain::PretrainArgs),
+    /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
+    Reproduce(reproduce::ReproduceArgs),
+}
+
+impl Cli {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Whatever stops it, as one line.
+    pub fn run(self) -> anyhow::Result<()> {
+        let quiet = self.common.quiet;
+        if let Some(threads) = self.common.threads {
+            anyhow::ensure!((1..=1024).contains(&threads), "--threads is {threads}; it must be from 1 to 1024");
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        match self.verb {
+            Verb::Inspect(args) => inspect::run(&args),
+            Verb::Train(args) => train::run(&args, quiet),
+            Verb::Similarity(args) => similarity::run(&args, quiet),
+            Verb::Pretrain(args) => pretrain::run(&args, quiet),
+            Verb::Reproduce(args) => reproduce::run(&args, quiet),
+        }
+    }
+}
+
+/// Prints the one line that says why the program failed, and answers its exit code.
+#[must_use]
+pub fn report_failure(error: &anyhow::Error) -> ExitCode {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // A cause that the line above already quotes is not said twice.
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    // Tensor errors carry a backtrace after their first line.
+    eprintln!("smooth-probe: {}", text.lines().next().unwrap_or_default());
+    ExitCode::FAILURE
+}

@@ -1,1 +1,57 @@
 //! Texts and training records: readers, prompt templates, encoding, batching.
+//!
+//! A file becomes [`Record`]s ([`read_records`]), a [`Template`] renders each to a text that knows where its
+//! response begins, [`encode_records`] turns that into token [`Example`]s with their loss targets, and
+//! [`Packed`] lays the sequences of a batch one after another. [`TextSource`] streams the texts of a probe.
+
+mod batch;
+mod chat;
+mod encode;
+mod error;
+mod json;
+mod lines;
+mod records;
+mod template;
+mod texts;
+
+pub use batch::{EpochOrder, Packed, split_validation, targets_and_weights};
+pub use chat::ChatTemplate;
+pub use encode::{EncodingOptions, EncodingReport, Example, LossOn, encode_records, encode_text};
+pub use error::DataError;
+pub use records::{Message, Record, read_records};
+pub use template::{FileTemplate, Phase, Rendered, Template};
+pub use texts::{Content, ProbeText, Span, TextOptions, TextSource, clip};
+
+/// The tokens of one text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encoded {
+    /// The token ids.
+    pub ids: Vec<u32>,
+    /// For each token whether it is a special one (BOS, EOS, …).
+    pub special: Vec<bool>,
+    /// For each token the byte range of the text that it stands for; `(0, 0)` for added special tokens.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// What encoding needs of a tokenizer.
+pub trait Tokenize {
+    /// The tokens of `text`, with the special tokens that the tokenizer puts around a single text if
+    /// `add_special`.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, DataError>;
+    /// The id of the beginning-of-sequence token.
+    fn bos(&self) -> Option<u32>;
+    /// The id of the end-of-sequence token.
+    fn eos(&self) -> Option<u32>;
+    /// Whether a text is to begin with BOS.
+    fn adds_bos(&self) -> bool;
+    /// The Jinja source of the tokenizer's chat template.
+    fn chat_template(&self) -> Option<String>;
+    /// The text of the special token called `name` in the tokenizer's configuration (`bos_token`, `eos_token`).
+    fn special_token_text(&self, name: &str) -> Option<String>;
+}
+
+#[cfg(test)]
+mod toy;

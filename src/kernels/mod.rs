@@ -1,1 +1,35 @@
 //! Differentiable operations on packed token sequences, with hand-written backward passes.
+//!
+//! A batch is a matrix `[tokens, width]` of all sequences one after another. Every operation takes `f32` and `f64`
+//! tensors on the CPU, computes gradients for tracked arguments only, and returns the same bits whatever the number
+//! of threads. Backward passes recompute what is cheaper to compute than to keep.
+
+mod attention;
+mod attention_task;
+mod cross_entropy;
+mod dropout;
+mod element;
+mod embedding;
+mod gemm;
+mod linear;
+mod mixing;
+mod parallel;
+mod rms_norm;
+mod rope;
+mod swiglu;
+mod tanh;
+mod vector;
+
+#[cfg(test)]
+mod check;
+
+pub use attention::{AttentionShape, attention};
+pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
+pub use dropout::dropout;
+pub use embedding::embedding;
+pub use linear::linear;
+pub use mixing::{residual_mix, scaled_add};
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use swiglu::swiglu;
+pub use tanh::tanh;

@@ -1,5 +1,6 @@
 //! A model's tokenizer: from its folder or its GGUF file, with its special tokens and chat template.
 
+use crate::data::{DataError, Encoded, Tokenize};
 use crate::hash;
 use crate::model::gguf::Gguf;
 use crate::model::tokenizer_build as build;
@@ -67,17 +68,6 @@ impl TokenizerError {
     pub(crate) fn broken(file: &str, problem: impl ToString) -> Self {
         Self::Broken { file: file.to_string(), problem: one_line(problem), remedy: FETCH_AGAIN }
     }
-}
-
-/// A text's tokens; the three lists are of equal length.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// Whether a token is a special one, added by the tokenizer or written in the text.
-    pub special: Vec<bool>,
-    /// Which bytes of the text a token stands for: first, and one past the last; equal for added tokens.
-    pub offsets: Vec<(usize, usize)>,
 }
 
 /// A tokenizer without padding or truncation, and what belongs to it.
@@ -349,6 +339,36 @@ fn parse(bytes: &[u8], file: &str) -> Result<Json, TokenizerError> {
 /// A JSON object, or nothing if there is no such file.
 fn json_file(path: &Path) -> Result<Json, TokenizerError> {
     if path.exists() { parse(&read(path)?, &path.display().to_string()) } else { Ok(Json::Null) }
+}
+
+impl Tokenize for TextTokenizer {
+    fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, DataError> {
+        Self::encode(self, text, add_special).map_err(|e| DataError::Tokenizer { reason: e.to_string() })
+    }
+
+    fn bos(&self) -> Option<u32> {
+        Self::bos(self)
+    }
+
+    fn eos(&self) -> Option<u32> {
+        Self::eos(self)
+    }
+
+    fn adds_bos(&self) -> bool {
+        Self::adds_bos(self)
+    }
+
+    fn chat_template(&self) -> Option<String> {
+        Self::chat_template(self).map(str::to_owned)
+    }
+
+    fn special_token_text(&self, name: &str) -> Option<String> {
+        match name {
+            "bos_token" => Self::bos(self).and_then(|id| self.token(id)),
+            "eos_token" => Self::eos(self).and_then(|id| self.token(id)),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

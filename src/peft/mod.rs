@@ -1,1 +1,171 @@
 //! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.
+
+mod config;
+mod files;
+mod initial_residual;
+mod module;
+mod plan;
+
+pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+pub use files::{AdapterError, load_adapter, save_adapter};
+pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
+
+use crate::data::Packed;
+use crate::model::{ModelError, Pass, Role, Transformer};
+use crate::random::stream;
+use candle_core::{Tensor, Var};
+use initial_residual::InitialResidual;
+use module::Module;
+use rand::RngCore;
+use std::collections::BTreeMap;
+
+/// The PEFT modules of one model.
+#[derive(Debug, Clone)]
+pub struct Peft {
+    config: PeftConfig,
+    plan: Plan,
+    /// By block, then by role.
+    modules: Vec<[Option<Module>; 7]>,
+}
+
+impl Peft {
+    /// Seeded start values for `config` over `model`, ready to be trained.
+    ///
+    /// # Errors
+    /// The plan cannot be made.
+    pub fn initial(model: &Transformer, config: PeftConfig, seed: u64) -> Result<Self, AdapterError> {
+        let plan = Plan::new(model.architecture(), &config)?;
+        let (dtype, device) = (model.dtype(), model.device());
+        Self::build(model, config, plan, |planned, method| Module::initial(planned, method, seed, dtype, device))
+    }
+
+    /// Modules whose two matrices come from `matrices(planned)`: `(down, up)`.
+    fn from_matrices(
+        model: &Transformer,
+        config: PeftConfig,
+        matrices: impl Fn(&PlannedModule) -> Option<(Tensor, Tensor)>,
+    ) -> Result<Self, AdapterError> {
+        let plan = Plan::new(model.architecture(), &config)?;
+        Self::build(model, config, plan, |planned, method| match matrices(&planned) {
+            Some((down, up)) => Ok(Module::new(planned, method, down, up)),
+            None => candle_core::bail!("{}: no such module", planned.path),
+        })
+    }
+
+    fn build(
+        model: &Transformer,
+        config: PeftConfig,
+        plan: Plan,
+        mut module: impl FnMut(PlannedModule, Method) -> candle_core::Result<Module>,
+    ) -> Result<Self, AdapterError> {
+        let mut modules: Vec<[Option<Module>; 7]> = vec![Default::default(); model.architecture().layers];
+        for planned in &plan.modules {
+            let slot = modules.get_mut(planned.layer).and_then(|block| block.get_mut(planned.role.index()));
+            if let Some(slot) = slot {
+                *slot = Some(module(planned.clone(), config.method)?);
+            }
+        }
+        Ok(Self { config, plan, modules })
+    }
+
+    /// What the modules were made from.
+    #[must_use]
+    pub fn config(&self) -> &PeftConfig {
+        &self.config
+    }
+
+    /// Which module stands where.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The same modules under another residual (λ, policy or arm); the matrices are shared.
+    ///
+    /// # Errors
+    /// λ out of range.
+    pub fn with_residual(&self, model: &Transformer, residual: Option<ResidualConfig>) -> Result<Self, AdapterError> {
+        let config = PeftConfig { residual, ..self.config.clone() };
+        let matrices: BTreeMap<&str, (Tensor, Tensor)> =
+            self.iter().map(|m| (m.planned.path.as_str(), (m.down.clone(), m.up.clone()))).collect();
+        Self::from_matrices(model, config, |planned| matrices.get(planned.path.as_str()).cloned())
+    }
+
+    /// The trainable tensors by the names that they have in an adapter file.
+    ///
+    /// # Errors
+    /// A tensor cannot be made a variable.
+    pub fn variables(&mut self) -> Result<BTreeMap<String, Var>, AdapterError> {
+        let mut variables = BTreeMap::new();
+        for module in self.modules.iter_mut().flatten().flatten() {
+            let (down_name, up_name) = files::tensor_names(module);
+            for (name, tensor) in [(down_name, &mut module.down), (up_name, &mut module.up)] {
+                let variable = Var::from_tensor(tensor)?;
+                *tensor = variable.as_tensor().clone();
+                variables.insert(name, variable);
+            }
+        }
+        Ok(variables)
+    }
+
+    /// The same modules with tensors that record no gradient.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        let mut frozen = self.clone();
+        for module in frozen.modules.iter_mut().flatten().flatten() {
+            module.down = module.down.detach();
+            module.up = module.up.detach();
+        }
+        frozen
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.modules.iter().flatten().flatten()
+    }
+}
+
+/// Names the dropout masks of one training step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropoutKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step.
+    pub step: u64,
+    /// The micro-batch inside the step.
+    pub micro_batch: u64,
+}
+
+impl DropoutKey {
+    fn mask(self, path: &str) -> u64 {
+        let (step, micro) = (self.step.to_string(), self.micro_batch.to_string());
+        stream(self.seed, &["dropout", path, &step, &micro]).next_u64()
+    }
+}
+
+/// What the linears of one forward pass share.
+#[derive(Debug)]
+pub struct PassState<'a> {
+    peft: Option<&'a Peft>,
+    dropout: Option<DropoutKey>,
+    residual: Option<InitialResidual>,
+}
+
+impl<'a> PassState<'a> {
+    /// Prepares a pass over `batch` whose layer 0 (and h0) is `embedded`, `[tokens, d]`.
+    pub(crate) fn new(
+        pass: &Pass<'a>,
+        model: &Transformer,
+        embedded: &Tensor,
+        batch: &Packed,
+    ) -> Result<Self, ModelError> {
+        let residual = match pass.peft.and_then(|peft| peft.config.residual) {
+            Some(config) => Some(InitialResidual::new(&config, model, embedded, batch)?),
+            None => None,
+        };
+        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual })
+    }
+
+    pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {
+        self.peft?.modules.get(layer)?.get(role.index())?.as_ref()
+    }
+}

@@ -1,1 +1,16 @@
 //! Tables, plots and pages: views over results that never need the model again.
+
+mod chart;
+mod curves;
+mod markdown;
+mod rows;
+mod table;
+
+pub use chart::{Bar, BarChart, BarGroup, Chart, Drawing, Panel, Point, Reference, RenderError, Series, Width};
+pub use curves::{CurveOptions, Depth, Shown, similarity_chart};
+pub use markdown::{Page, frame_table, markdown_table};
+pub use rows::{
+    PER_TEXT_COLUMNS, PerTextRow, SIMILARITY_COLUMNS, SimilarityRow, per_text_frame, per_text_rows, similarity_frame,
+    similarity_rows,
+};
+pub use table::{TableError, read_table, write_csv, write_parquet, write_table};

@@ -1,1 +1,21 @@
 //! Fine-tuning: trainer, optimizer, schedule, checkpoints, events.
+
+mod checkpoint;
+mod config;
+mod error;
+mod events;
+mod optimizer;
+mod schedule;
+mod step;
+mod subject;
+mod trainer;
+
+pub use checkpoint::Checkpoint;
+pub use config::{DtypeName, MethodName, Schedule, SettingError, TrainConfig};
+pub use error::TrainError;
+pub use events::{StepEvent, read_events};
+pub use optimizer::{AdamW, Moments, clip, gradient_norm};
+pub use schedule::learning_rate;
+pub use step::{StepReport, evaluate, gradients, train_step};
+pub use subject::Subject;
+pub use trainer::{Observer, Outcome, ProbeSet, RunFiles, TrainData, Trainer};

@@ -1,0 +1,221 @@
+//! `smooth-probe inspect`: the plan, before anyone trains.
+
+use super::open;
+use crate::hub::{self, HubSettings};
+use crate::model::gguf::Gguf;
+use crate::model::{Architecture, EMBEDDED, ModelError, families};
+use crate::peft::{Arm, Method, Mixing, PeftConfig, Plan};
+use crate::train::{MethodName, TrainConfig};
+use anyhow::Result;
+use candle_core::{DType, Device};
+use clap::Args;
+use serde_json::json;
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A hub name, a folder, a GGUF file, or `embedded`.
+    #[arg(long)]
+    model: String,
+    /// A hub revision.
+    #[arg(long)]
+    revision: Option<String>,
+    /// Also show the plan of this method.
+    #[arg(long)]
+    method: Option<MethodName>,
+    /// Linears that get a module, by name; by default those of the released code.
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<String>,
+    /// LoRA's rank.
+    #[arg(long, default_value_t = 32)]
+    rank: usize,
+    /// LoRA's alpha; by default twice the rank.
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// The adapter's inner width.
+    #[arg(long, default_value_t = 256)]
+    bottleneck: usize,
+    /// Lambda of the initial residual; 0 is vanilla.
+    #[arg(long, default_value_t = 0.0)]
+    sibo_lambda: f64,
+    /// Which modules receive it: official (as released) or all (the paper's formula).
+    #[arg(long, default_value = "official")]
+    sibo_policy: crate::peft::Policy,
+    /// What the lambda term reads: h0, none, h0-normed, shuffled, random.
+    #[arg(long, default_value = "h0")]
+    residual: Arm,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<()> {
+    let architecture = architecture(args)?;
+    let config = TrainConfig {
+        method: args.method.unwrap_or(MethodName::Full),
+        targets: args.targets.clone(),
+        rank: args.rank,
+        alpha: args.alpha,
+        bottleneck: args.bottleneck,
+        sibo_lambda: args.sibo_lambda,
+        sibo_policy: args.sibo_policy,
+        residual: args.residual,
+        ..TrainConfig::default()
+    };
+    if args.method.is_some() {
+        config.check()?;
+    }
+    let peft = config.peft(&architecture);
+    let plan = match &peft {
+        Some(peft) => Some(Plan::new(&architecture, peft)?),
+        None => None,
+    };
+    if args.json {
+        print_json(args, &architecture, peft.as_ref().zip(plan.as_ref()));
+    } else {
+        print_text(args, &architecture, peft.as_ref().zip(plan.as_ref()));
+    }
+    Ok(())
+}
+
+/// Reads the configuration alone: inspecting a 7 B model must not load it.
+fn architecture(args: &InspectArgs) -> Result<Architecture> {
+    if args.model == EMBEDDED {
+        let model = open::model(EMBEDDED, None, DType::F32, &Device::Cpu)?;
+        return Ok(model.transformer.architecture().clone());
+    }
+    let files = hub::resolve(&args.model, args.revision.as_deref(), &HubSettings::from_env())?;
+    Ok(match &files.gguf {
+        None => families::read_config(&files.folder)?,
+        Some(path) => {
+            let gguf = Gguf::open(path).map_err(ModelError::from)?;
+            families::parse_config(&path.display().to_string(), &gguf.config_json().map_err(ModelError::from)?)?
+        }
+    })
+}
+
+fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &Plan)>) {
+    println!("model       {} ({})", args.model, a.family);
+    println!("weights     {}", thousands(a.parameter_count()));
+    println!(
+        "shape       {} layers, width {}, {} heads of {} ({} key/value), feed-forward {}, vocabulary {}, {} head",
+        a.layers,
+        a.hidden_size,
+        a.heads,
+        a.head_dim,
+        a.kv_heads,
+        a.intermediate_size,
+        a.vocab_size,
+        if a.tied_head { "tied" } else { "own" }
+    );
+    println!("h0          {} (what the initial residual would mix in)", a.h0_kind);
+    println!(
+        "layers      0 = embedding, 1..{} = blocks; transformers' hidden_states[l] is layer l for l < {}, and \
+         hidden_states[{}] is layer {} after the final norm",
+        a.layers, a.layers, a.layers, a.layers
+    );
+    let Some((config, plan)) = plan else { return };
+    println!("\nmethod      {}, scale {}", config.method, config.method.scale());
+    match &config.residual {
+        None => println!("residual    none: vanilla"),
+        Some(r) => println!(
+            "residual    x~ = (1-{l})*x + {l}*r, r = {}, policy {}: mixed into {} of {} modules",
+            r.arm,
+            r.policy,
+            plan.mixed(),
+            plan.modules.len(),
+            l = r.lambda
+        ),
+    }
+    let share = 100.0 * plan.trainable() as f64 / a.parameter_count() as f64;
+    println!("trainable   {} ({share:.2} % of the weights)\n", thousands(plan.trainable()));
+    let width = plan.modules.iter().map(|m| m.path.len()).max().unwrap_or(0);
+    println!("{:width$}  {:>13}  {:>10}  h0 mixed in", "module", "reads->writes", "trainable");
+    for module in &plan.modules {
+        let shape = format!("{}->{}", module.input, module.output);
+        println!("{:width$}  {shape:>13}  {:>10}  {}", module.path, module.trainable, module.residual);
+    }
+    println!("\ndeployment  {}", deployment(config, plan));
+}
+
+/// Whether the trained modules can be merged into the base weights.
+fn deployment(config: &PeftConfig, plan: &Plan) -> String {
+    let mixed = plan.modules.iter().any(|m| m.residual == Mixing::Mixed);
+    match (config.method, &config.residual) {
+        (Method::Adapter { .. }, _) => {
+            "an adapter is not linear in its input: it cannot be merged into the base weights, with or without SIBO"
+                .to_owned()
+        }
+        (Method::Lora { .. }, Some(r)) if mixed && r.arm == Arm::None => {
+            format!(
+                "mergeable: the control reads (1-{l})*x, so W' = W0 + (1-{l})*(alpha/r)*B*A where mixed",
+                l = r.lambda
+            )
+        }
+        (Method::Lora { .. }, Some(r)) if mixed => format!(
+            "cannot be merged whole: {l}*(alpha/r)*B*A*h0 depends on the token alone. Exact in part: \
+             W' = W0 + (1-{l})*(alpha/r)*B*A, with the rank-r term kept beside it",
+            l = r.lambda
+        ),
+        (Method::Lora { .. }, _) => "mergeable: W' = W0 + (alpha/r)*B*A".to_owned(),
+    }
+}
+
+fn print_json(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &Plan)>) {
+    let mut value = json!({
+        "model": args.model,
+        "family": a.family,
+        "weights": a.parameter_count(),
+        "layers": a.layers,
+        "hidden_size": a.hidden_size,
+        "heads": a.heads,
+        "kv_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "intermediate_size": a.intermediate_size,
+        "vocab_size": a.vocab_size,
+        "tied_head": a.tied_head,
+        "h0": a.h0_kind,
+    });
+    if let (Some((config, plan)), Some(object)) = (plan, value.as_object_mut()) {
+        let modules: Vec<_> = plan
+            .modules
+            .iter()
+            .map(|m| {
+                json!({
+                    "path": m.path,
+                    "reads": m.input,
+                    "writes": m.output,
+                    "trainable": m.trainable,
+                    "h0_mixed": m.residual == Mixing::Mixed,
+                    "reason": m.residual.to_string(),
+                })
+            })
+            .collect();
+        object.insert("trainable".to_owned(), json!(plan.trainable()));
+        object.insert("scale".to_owned(), json!(config.method.scale()));
+        object.insert("modules".to_owned(), json!(modules));
+        object.insert("deployment".to_owned(), json!(deployment(config, plan)));
+    }
+    println!("{value:#}");
+}
+
+/// A number with its thousands set apart.
+pub(super) fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_set_apart() {
+        let all = [(7, "7"), (1234, "1,234"), (14_024_704, "14,024,704"), (123, "123")];
+        all.iter().for_each(|(n, text)| assert_eq!(&super::thousands(*n), text));
+    }
+}

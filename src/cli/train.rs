@@ -1,0 +1,417 @@
+//! `smooth-probe train`: fine-tuning, from the options to the run folder.
+
+use super::progress::TrainingProgress;
+use super::{inspect, open};
+use crate::analysis::manifest::Manifest;
+use crate::data::{
+    EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, encode_text, read_records,
+    split_validation,
+};
+use crate::hash;
+use crate::model::LoadedModel;
+use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
+use crate::persist;
+use crate::train::{
+    DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData, Trainer, gradients,
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::DType;
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The options; each may also stand in the TOML of --config under the same name, and wins over it.
+#[derive(Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct TrainArgs {
+    /// A TOML with any of these options; options on the command line win over it.
+    #[arg(long, value_name = "TOML")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// A hub name, a folder, a GGUF file, or `embedded`.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    /// A hub revision.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<String>,
+    /// Training data: JSON, JSON lines (instruction/input/output, question/answer, messages, text) or plain text.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<PathBuf>,
+    /// The run folder: events.jsonl, adapter/, best/, last/, manifest.json.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out: Option<PathBuf>,
+    /// What is trained [default: lora].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<MethodName>,
+    /// Linears that get a module, by name [default: those of the released code].
+    #[arg(long, value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    targets: Vec<String>,
+    /// LoRA's rank [default: 32].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+    /// LoRA's alpha; the scale is alpha/rank [default: twice the rank].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpha: Option<f64>,
+    /// Dropout on LoRA's input, after the mix [default: 0.05].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropout: Option<f64>,
+    /// The adapter's inner width [default: 256].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bottleneck: Option<usize>,
+    /// The adapter's scale [default: 1].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter_scale: Option<f64>,
+    /// Lambda of the initial residual, (1-lambda)*x + lambda*h0; 0 is vanilla [default: 0].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sibo_lambda: Option<f64>,
+    /// Which modules receive it: official (as released: the first feed-forward linear) or all (the paper's
+    /// formula) [default: official].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sibo_policy: Option<Policy>,
+    /// What the lambda term reads: h0 (SIBO), none (the scale control: nothing is added), h0-normed, shuffled,
+    /// random [default: h0].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    residual: Option<Arm>,
+    /// Start from this adapter (PEFT's own too); with --sibo-lambda the residual is added to it.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_adapter: Option<PathBuf>,
+    /// Peak learning rate [default: 3e-4].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr: Option<f64>,
+    /// Its course after the warm-up [default: linear].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule>,
+    /// Steps of linear warm-up; the first step then has rate 0 [default: 100].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warmup_steps: Option<u64>,
+    /// Decoupled weight decay [default: 0].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_decay: Option<f64>,
+    /// Clip the norm of all gradients at this; 0 = off [default: 1].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_grad_norm: Option<f64>,
+    /// Sequences of a micro-batch; a step reads batch-size * accumulate sequences [default: 4].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_size: Option<usize>,
+    /// Micro-batches of a step, weighted by their target tokens [default: 4].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accumulate: Option<usize>,
+    /// Optimizer steps [default: by --epochs].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u64>,
+    /// Passes over the data [default: 3].
+    #[arg(long, conflicts_with = "steps")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epochs: Option<u64>,
+    /// Longest example in tokens; longer ones lose their end [default: 256].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cutoff: Option<usize>,
+    /// Examples held out for validation; 0 = none [default: 120, or a tenth of the data if that is less].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    val_size: Option<usize>,
+    /// Steps between validations [default: 80].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eval_every: Option<u64>,
+    /// Steps between checkpoints [default: 80].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    save_every: Option<u64>,
+    /// Steps between similarity measurements of the held-out texts; 0 = never [default: 80].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe_every: Option<u64>,
+    /// Those texts (.txt, .csv, .jsonl) [default: the first 32 validation examples].
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe_texts: Option<PathBuf>,
+    /// Stop after this many validations without improvement; 0 = never [default: 0].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patience: Option<u64>,
+    /// Which tokens are targets [default: all].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss_on: Option<LossOn>,
+    /// How records become text: alpaca, released, short, or a file [default: alpaca].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<String>,
+    /// Keep the file's order.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_shuffle: bool,
+    /// Seed of start values, order, dropout and split [default: 42].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// What is computed in [default: f32].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<DtypeName>,
+    /// auto or cpu [default: auto].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// Go on from the last checkpoint in --out; the result equals that of a run never stopped, bit for bit.
+    #[arg(long)]
+    #[serde(skip)]
+    resume: bool,
+    /// Show modules, memory and time of the run, and train nothing.
+    #[arg(long)]
+    #[serde(skip)]
+    dry_run: bool,
+}
+
+impl TrainArgs {
+    fn settings(&self) -> Result<TrainConfig> {
+        let mut table = match &self.config {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                text.parse().map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), e.message()))?
+            }
+        };
+        let given = toml::Table::try_from(self)?;
+        if given.contains_key("epochs") {
+            table.remove("steps");
+        }
+        table.extend(given);
+        for key in ["model", "data", "out"] {
+            ensure!(table.contains_key(key), "--{key} is missing; give it on the command line or in --config");
+        }
+        let place = self.config.as_ref().map_or_else(|| "options".to_owned(), |p| p.display().to_string());
+        table.try_into().map_err(|e: toml::de::Error| anyhow!("{place}: {}", e.message()))
+    }
+}
+
+pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
+    let config = args.settings()?;
+    config.check()?;
+    let mut manifest = Manifest::new("train");
+    if !args.dry_run {
+        prepare_folder(&config.out, args.resume)?;
+    }
+    let device = open::device(&config.device)?;
+    let model = open::model(&config.model, config.revision.as_deref(), config.dtype.into(), &device)?;
+    let hashes = model.hashes()?;
+    let data_hash = hash::sha256_file(&config.data).with_context(|| config.data.display().to_string())?;
+    let (data, notes) = prepare_data(&config, &model)?;
+    let (subject, model_folder) = subject(&config, model)?;
+    if args.dry_run {
+        return dry_run(&config, &subject, &data, &notes);
+    }
+    for note in notes.iter().filter(|_| !quiet) {
+        eprintln!("{note}");
+    }
+    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), ..config.clone() };
+    let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
+    let files = RunFiles::new(&config.out, &config.model);
+    let trainer = Trainer::new(&config, &subject, &data, Some(&files))?;
+    manifest
+        .set("config", json!(config))
+        .set("model_sha256", json!(hashes))
+        .set("data_sha256", data_hash)
+        .set("examples", json!({"train": data.train.len(), "validation": data.validation.len()}))
+        .set("trainable", subject.trainable())
+        .set("steps", trainer.total_steps())
+        .set("computed_in", format!("{:?} on cpu; 16-bit weights are widened", config.dtype).to_lowercase())
+        .set("status", "running");
+    if let Some(peft) = subject.peft() {
+        let modules: Vec<_> = peft.plan().modules.iter().map(|m| json!([m.path, m.residual.to_string()])).collect();
+        manifest.set("modules", modules);
+    }
+    manifest.write(&config.out)?;
+    let mut progress = TrainingProgress::new(trainer.total_steps(), quiet);
+    let outcome = trainer.run(args.resume, &fingerprint, &mut progress)?;
+    if let Some(folder) = &model_folder {
+        copy_companions(folder, &files.result(&subject))?;
+    }
+    manifest.set("status", "finished").set("outcome", describe(&outcome));
+    manifest.write(&config.out)?;
+    println!("{}", files.result(&subject).display());
+    Ok(())
+}
+
+fn describe(outcome: &Outcome) -> serde_json::Value {
+    json!({
+        "steps": outcome.steps,
+        "best_val_loss": outcome.best.map(|(loss, _)| loss),
+        "best_step": outcome.best.map(|(_, step)| step),
+        "stopped_early": outcome.stopped_early,
+        "resumed_from": outcome.resumed_from,
+    })
+}
+
+/// Refuses to write over an earlier run, and finds out early whether the folder can be written.
+fn prepare_folder(out: &Path, resume: bool) -> Result<()> {
+    let used = out.join("events.jsonl").exists() || out.join("last").exists();
+    if used && !resume {
+        bail!("{}: holds a run already; add --resume to go on, or choose another --out", out.display());
+    }
+    persist::create_folder(out)?;
+    let probe = out.join(".writable");
+    persist::write_file(&probe, b"")?;
+    std::fs::remove_file(&probe).with_context(|| probe.display().to_string())
+}
+
+/// Encodes and splits the data; answers also what the user should know of it.
+fn prepare_data(config: &TrainConfig, model: &LoadedModel) -> Result<(TrainData, Vec<String>)> {
+    let records = read_records(&config.data)?;
+    let template = Template::parse(&config.template)?;
+    let context = model.transformer.architecture().max_positions;
+    let options = EncodingOptions { cutoff: config.cutoff.min(context), loss_on: config.loss_on };
+    let (examples, report) = encode_records(&records, &template, &model.tokenizer, options, &config.data)?;
+    let mut notes = Vec::new();
+    if config.cutoff > context {
+        notes.push(format!("--cutoff {} is longer than the model's context: cut at {context}", config.cutoff));
+    }
+    if report.dropped > 0 {
+        notes.push(format!("{} records left out: no target token is left of them", report.dropped));
+    }
+    if report.truncated > 0 {
+        notes.push(format!("{} of {} examples cut at {} tokens", report.truncated, examples.len(), options.cutoff));
+    }
+    let count = examples.len();
+    let val_size = config.val_size.unwrap_or(120.min(count / 10));
+    let (train, held_out) = split_validation(count, val_size, config.seed)?;
+    let pick = |indices: &[usize]| indices.iter().filter_map(|&i| examples.get(i).cloned()).collect::<Vec<_>>();
+    let validation = pick(&held_out);
+    let texts = match &config.probe_texts {
+        None => validation.iter().take(32).map(|e| (e.ids.clone(), e.special.clone())).collect(),
+        Some(path) => probe_texts(path, model, options.cutoff)?,
+    };
+    Ok((TrainData { train: pick(&train), validation, probe: ProbeSet { texts } }, notes))
+}
+
+fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {
+    let mut texts = Vec::new();
+    for text in TextSource::open(path, TextOptions::default())? {
+        let text = text?;
+        let encoded = encode_text(&text.text, text.add_special, &model.tokenizer)?;
+        texts.extend(clip(encoded, Some(cutoff), None).map(|e| (e.ids, e.special)));
+    }
+    ensure!(!texts.is_empty(), "{}: holds no text", path.display());
+    Ok(texts)
+}
+
+/// What is trained, and the folder of the base model where its config and tokenizer must go along.
+fn subject(config: &TrainConfig, model: LoadedModel) -> Result<(Subject, Option<PathBuf>)> {
+    let architecture = model.transformer.architecture().clone();
+    let LoadedModel { transformer, folder, .. } = model;
+    let Some(peft_config) = config.peft(&architecture) else {
+        return Ok((Subject::full(transformer)?, folder));
+    };
+    let peft = match &config.init_adapter {
+        None => Peft::initial(&transformer, peft_config, config.seed)?,
+        Some(start) => {
+            let loaded = load_adapter(start, &transformer)?;
+            match config.residual_config(&architecture) {
+                None => loaded,
+                Some(residual) => loaded.with_residual(&transformer, Some(residual))?,
+            }
+        }
+    };
+    Ok((Subject::adapter(transformer, peft)?, None))
+}
+
+/// A model that was trained whole needs its config and tokenizer beside it.
+fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+    ];
+    for name in names {
+        let path = from.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            persist::write_file(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Modules, memory and time. The time is that of the first micro-batch, run for real.
+fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[String]) -> Result<()> {
+    for note in notes {
+        println!("{note}");
+    }
+    let trainer = Trainer::new(config, subject, data, None)?;
+    let architecture = subject.model().architecture();
+    if let Some(peft) = subject.peft() {
+        println!(
+            "{}; residual mixed into {} of {} modules",
+            peft.config().method,
+            peft.plan().mixed(),
+            peft.plan().modules.len()
+        );
+        for module in &peft.plan().modules {
+            let mixed = if module.residual == Mixing::Mixed { "h0 mixed in" } else { "" };
+            println!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);
+        }
+    }
+    let width = if DType::from(config.dtype) == DType::F64 { 8 } else { 4 };
+    let weights = architecture.parameter_count() * width;
+    let trained = subject.trainable() as u64 * width;
+    let base = if subject.peft().is_some() { weights } else { 0 };
+    let micro: Vec<_> = data.train.iter().take(config.batch_size).collect();
+    let tokens: usize = micro.iter().map(|e| e.ids.len()).sum();
+    let before = resident(false);
+    let started = Instant::now();
+    gradients(subject, &[micro], Some((config.seed, 0)), 1)?;
+    let seconds = started.elapsed().as_secs_f64() * config.accumulate as f64;
+    let activations = resident(true).zip(before).map(|(peak, before)| peak.saturating_sub(before));
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    println!("trainable        {}", inspect::thousands(subject.trainable() as u64));
+    println!("frozen weights   {}", mib(base));
+    println!("trained weights  {}", mib(trained));
+    println!("gradients        {}", mib(trained));
+    println!("AdamW moments    {}", mib(2 * trained));
+    if let Some(bytes) = activations {
+        println!("activations      {} (measured: one micro-batch of {tokens} tokens)", mib(bytes));
+    }
+    let total = trainer.total_steps();
+    println!("steps            {total}, about {:.2} s each: {:.0} min", seconds, seconds * total as f64 / 60.0);
+    println!("examples         {} to train on, {} held out", data.train.len(), data.validation.len());
+    Ok(())
+}
+
+/// The process's resident memory, now or at its peak, in bytes; `None` where the system does not say.
+fn resident(peak: bool) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let key = if peak { "VmHWM:" } else { "VmRSS:" };
+    let line = status.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}

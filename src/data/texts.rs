@@ -1,0 +1,472 @@
+//! The texts of a probe, streamed from a file.
+
+use super::encode::{first_response_token, truncate};
+use super::json::{JsonObjects, Object, keys, kind};
+use super::lines::Lines;
+use super::records::record_from;
+use super::{ChatTemplate, DataError, Encoded, Phase, Template};
+use serde_json::Value;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What of a row is its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A field; without a name `text`, or the only column of a CSV file. A plain text file has no fields: its
+    /// lines are the texts.
+    Field(Option<String>),
+    /// The record that the row states, rendered with prompt and response.
+    Record(Template),
+}
+
+/// How texts are read.
+#[derive(Debug, Clone)]
+pub struct TextOptions {
+    /// What of a row is its text.
+    pub content: Content,
+    /// The field whose value names the text's group.
+    pub group_by: Option<String>,
+    /// The tokenizer's chat template, which only chats need.
+    pub chat: Option<ChatTemplate>,
+}
+
+impl Default for TextOptions {
+    /// The field `text`, ungrouped.
+    fn default() -> Self {
+        Self { content: Content::Field(None), group_by: None, chat: None }
+    }
+}
+
+/// A text of a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeText {
+    /// Its number among the texts of the source, from 0.
+    pub index: usize,
+    /// The text.
+    pub text: String,
+    /// Its group, where grouping is wanted.
+    pub group: Option<String>,
+    /// The byte offset where its response begins, if it has one.
+    pub response_start: Option<usize>,
+    /// Whether the tokenizer's special tokens go around it: see [`encode_text`](super::encode_text).
+    pub add_special: bool,
+}
+
+/// The texts of a `.txt` (a text a line, blank lines skipped), `.csv`, `.json` or `.jsonl` file, in its order.
+/// All but a JSON array are streamed. After an error the source ends.
+#[derive(Debug)]
+pub struct TextSource {
+    path: PathBuf,
+    options: TextOptions,
+    rows: Rows,
+    texts: usize,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Rows {
+    Text(Lines),
+    Json(JsonObjects),
+    Csv { reader: Box<csv::Reader<File>>, columns: csv::StringRecord },
+}
+
+impl TextSource {
+    /// Opens a source.
+    ///
+    /// # Errors
+    /// The file cannot be read or its name's ending is unknown; a field or group is asked of a plain text.
+    pub fn open(path: &Path, options: TextOptions) -> Result<Self, DataError> {
+        let name = || path.display().to_string();
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        let rows = match extension.as_deref() {
+            Some("txt") => {
+                let no_fields = |option| Err(DataError::NoFields { path: name(), option });
+                if matches!(options.content, Content::Field(Some(_))) {
+                    return no_fields("--field");
+                }
+                if options.group_by.is_some() {
+                    return no_fields("--group-by");
+                }
+                Rows::Text(Lines::open(path)?)
+            }
+            Some("json" | "jsonl") => Rows::Json(JsonObjects::open(path)?),
+            Some("csv") => {
+                let file = File::open(path).map_err(|source| DataError::Read { path: name(), source })?;
+                let mut reader = csv::Reader::from_reader(file);
+                let columns = reader.headers().map_err(|e| csv_error(path, &e))?.clone();
+                Rows::Csv { reader: Box::new(reader), columns }
+            }
+            _ => return Err(DataError::UnknownFormat { path: name(), known: ".txt, .csv, .json or .jsonl" }),
+        };
+        Ok(Self { path: path.to_owned(), options, rows, texts: 0, ended: false })
+    }
+
+    fn read(&mut self) -> Result<Option<ProbeText>, DataError> {
+        let row = match &mut self.rows {
+            Rows::Text(lines) => {
+                let line = lines.next().transpose()?;
+                return Ok(line.map(|(_, text)| self.text(text, None, None, true)));
+            }
+            Rows::Json(objects) => objects.next().transpose()?,
+            Rows::Csv { reader, columns } => csv_row(&self.path, reader, columns)?,
+        };
+        let Some((place, row)) = row else { return Ok(None) };
+        let group = self.options.group_by.as_ref().map(|field| group(&row, field, &place)).transpose()?;
+        let (text, start, add_special) = match &self.options.content {
+            Content::Field(field) => (self.field(&row, field.as_deref(), &place)?, None, true),
+            Content::Record(template) => {
+                let record = record_from(&row, &place)?;
+                let chat = self.options.chat.as_ref();
+                let rendered = template.render(&record, Phase::Train, chat).map_err(|e| e.at(place))?;
+                let start = rendered.response_start();
+                (rendered.text, start, rendered.add_special)
+            }
+        };
+        Ok(Some(self.text(text, group, start, add_special)))
+    }
+
+    fn text(
+        &mut self,
+        text: String,
+        group: Option<String>,
+        response_start: Option<usize>,
+        add_special: bool,
+    ) -> ProbeText {
+        let index = self.texts;
+        self.texts += 1;
+        ProbeText { index, text, group, response_start, add_special }
+    }
+
+    fn field(&self, row: &Object, name: Option<&str>, place: &str) -> Result<String, DataError> {
+        let only = || match &self.rows {
+            Rows::Csv { columns, .. } if columns.len() == 1 => columns.get(0),
+            _ => None,
+        };
+        let field = name.or_else(only).unwrap_or("text");
+        match row.get(field) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(DataError::WrongType {
+                place: place.to_owned(),
+                key: field.to_owned(),
+                found: kind(other),
+                wanted: "a string",
+            }),
+            None => {
+                let record = record_from(row, place).is_ok();
+                let hint = if record { ", or render the records with --template alpaca" } else { "" };
+                Err(missing(row, field, place, "--field", hint))
+            }
+        }
+    }
+}
+
+impl Iterator for TextSource {
+    type Item = Result<ProbeText, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let item = match self.read() {
+            Ok(None) if self.texts == 0 => {
+                Err(DataError::Empty { path: self.path.display().to_string(), wanted: "texts" })
+            }
+            Ok(None) => {
+                self.ended = true;
+                return None;
+            }
+            Ok(Some(text)) => Ok(text),
+            Err(e) => Err(e),
+        };
+        self.ended = item.is_err();
+        Some(item)
+    }
+}
+
+fn group(row: &Object, field: &str, place: &str) -> Result<String, DataError> {
+    match row.get(field) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
+        Some(other) => Err(DataError::WrongType {
+            place: place.to_owned(),
+            key: field.to_owned(),
+            found: kind(other),
+            wanted: "a string or a number, the group's name",
+        }),
+        None => Err(missing(row, field, place, "--group-by", "")),
+    }
+}
+
+fn missing(row: &Object, field: &str, place: &str, option: &'static str, hint: &'static str) -> DataError {
+    DataError::MissingField { place: place.to_owned(), field: field.to_owned(), found: keys(row), option, hint }
+}
+
+fn csv_row(
+    path: &Path,
+    reader: &mut csv::Reader<File>,
+    columns: &csv::StringRecord,
+) -> Result<Option<(String, Object)>, DataError> {
+    let mut record = csv::StringRecord::new();
+    if !reader.read_record(&mut record).map_err(|e| csv_error(path, &e))? {
+        return Ok(None);
+    }
+    let line = record.position().map_or(0, csv::Position::line);
+    let row = columns.iter().zip(&record).map(|(column, value)| (column.to_owned(), Value::from(value))).collect();
+    Ok(Some((format!("{}:{line}", path.display()), row)))
+}
+
+fn csv_error(path: &Path, error: &csv::Error) -> DataError {
+    if let csv::ErrorKind::Utf8 { .. } = error.kind() {
+        // The CSV reader knows the row and field, but not the byte.
+        let wrong = Lines::open(path).ok().and_then(|mut lines| lines.find_map(Result::err));
+        if let Some(wrong) = wrong {
+            return wrong;
+        }
+    }
+    DataError::Csv { path: path.display().to_string(), reason: error.to_string() }
+}
+
+/// Which part of a text is measured. The whole text goes through the model; the span chooses rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Span {
+    /// All tokens before the response.
+    Instruction,
+    /// The response, to the end of the text.
+    Response,
+    /// Everything.
+    All,
+}
+
+impl Span {
+    /// The rows of the span among the tokens of `text`, as [`encode_text`](super::encode_text) gave them. A
+    /// response that was cut off leaves an empty range.
+    ///
+    /// # Errors
+    /// A part is wanted of a text that has no response.
+    pub fn rows(self, text: &ProbeText, encoded: &Encoded) -> Result<Range<usize>, DataError> {
+        let n = encoded.ids.len();
+        if self == Self::All {
+            return Ok(0..n);
+        }
+        let start = text.response_start.ok_or_else(|| {
+            let remedy = "use --span all, or give records with instruction and output, or messages";
+            DataError::NoAnswer { what: "response to divide it at", remedy }.at(format!("text {}", text.index))
+        })?;
+        let first = first_response_token(encoded, &text.text, start).unwrap_or(n);
+        Ok(if self == Self::Instruction { 0..first } else { first..n })
+    }
+}
+
+/// Shortens a text to at most `max_tokens`, or to `exact` tokens; none if it has fewer than `exact`, so that all
+/// texts that are left are equally long.
+#[must_use]
+pub fn clip(mut encoded: Encoded, max_tokens: Option<usize>, exact: Option<usize>) -> Option<Encoded> {
+    if let Some(max_tokens) = max_tokens {
+        truncate(&mut encoded, max_tokens);
+    }
+    if let Some(exact) = exact {
+        if encoded.ids.len() < exact {
+            return None;
+        }
+        truncate(&mut encoded, exact);
+    }
+    Some(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode_text;
+    use crate::data::toy::{Words, shared};
+
+    fn options(content: Content, group_by: Option<&str>) -> TextOptions {
+        TextOptions { content, group_by: group_by.map(str::to_owned), chat: None }
+    }
+
+    fn field(name: Option<&str>) -> TextOptions {
+        options(Content::Field(name.map(str::to_owned)), None)
+    }
+
+    fn read(name: &str, content: impl AsRef<[u8]>, options: TextOptions) -> Result<Vec<ProbeText>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let texts = TextSource::open(&path, options).and_then(Iterator::collect);
+        texts.map_err(|e| e.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    fn texts(name: &str, content: impl AsRef<[u8]>, options: TextOptions) -> Vec<String> {
+        let texts = read(name, content, options).unwrap();
+        assert!(texts.iter().enumerate().all(|(i, t)| t.index == i && t.response_start.is_none() && t.add_special));
+        texts.into_iter().map(|t| t.text).collect()
+    }
+
+    #[test]
+    fn every_kind_of_file_gives_its_texts() {
+        assert_eq!(texts("a.txt", "one\n\ntwo\n", field(None)), ["one", "two"]);
+        assert_eq!(texts("a.csv", "sentence\n\"one, \"\"1\"\"\"\ntwo\n", field(None)), ["one, \"1\"", "two"]);
+        assert_eq!(texts("a.csv", "\u{feff}text,label\none,1\n\"two\nlines\",2\n", field(None)), ["one", "two\nlines"]);
+        assert_eq!(texts("a.csv", "a,b\none,1\n", field(Some("b"))), ["1"]);
+        assert_eq!(texts("a.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\", \"n\": 2}", field(None)), ["one", "two"]);
+        assert_eq!(texts("a.json", "[{\"q\": \"one\"}]", field(Some("q"))), ["one"]);
+    }
+
+    #[test]
+    fn groups_are_read_beside_the_text() {
+        let groups = |name: &str, content: &str| -> Vec<Option<String>> {
+            let texts = read(name, content, options(Content::Field(None), Some("g"))).unwrap();
+            texts.into_iter().map(|t| t.group).collect()
+        };
+        let some = |group: &str| Some(group.to_owned());
+        assert_eq!(groups("a.csv", "text,g\none,x\ntwo,y\n"), [some("x"), some("y")]);
+        let lines = "{\"text\": \"a\", \"g\": \"x\"}\n{\"text\": \"b\", \"g\": 2}\n{\"text\": \"c\", \"g\": true}";
+        assert_eq!(groups("a.jsonl", lines), [some("x"), some("2"), some("true")]);
+    }
+
+    #[test]
+    fn a_record_is_divided_at_its_response() {
+        let content = Content::Record(Template::Short);
+        let line = "{\"question\": \"how many ?\", \"answer\": \"4 apples\", \"set\": \"s\"}";
+        let texts = read("a.jsonl", line, options(content.clone(), Some("set"))).unwrap();
+        let text = &texts[0];
+        assert_eq!((text.text.as_str(), text.response_start), ("how many ? 4 apples", Some(11)));
+        assert_eq!(text.group.as_deref(), Some("s"));
+        let encoded = encode_text(&text.text, text.add_special, &Words::default()).unwrap();
+        assert_eq!(encoded.ids, [1, 10, 11, 12, 13, 14]);
+        assert_eq!(Span::All.rows(text, &encoded).unwrap(), 0..6);
+        assert_eq!(Span::Instruction.rows(text, &encoded).unwrap(), 0..4);
+        assert_eq!(Span::Response.rows(text, &encoded).unwrap(), 4..6);
+        let cut = clip(encoded, Some(3), None).unwrap();
+        assert_eq!(Span::Response.rows(text, &cut).unwrap(), 3..3);
+        // A CSV row states a record as well.
+        let rows = read("a.csv", "instruction,output\n\"a, b\",c\n", options(content.clone(), None)).unwrap();
+        assert_eq!((rows[0].text.as_str(), rows[0].response_start), ("a, b c", Some(5)));
+        // A plain text has no response.
+        let plain = &read("a.txt", "a b", options(content, None)).unwrap()[0];
+        let encoded = encode_text(&plain.text, true, &Words::default()).unwrap();
+        assert_eq!(
+            Span::Response.rows(plain, &encoded).unwrap_err().to_string(),
+            "text 0: there is no response to divide it at; use --span all, or give records with instruction and \
+             output, or messages"
+        );
+    }
+
+    #[test]
+    fn chats_are_rendered_by_the_chat_template() {
+        let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                      {% if add_generation_prompt %}assistant: {% endif %}";
+        let chat = ChatTemplate::new(source.into(), String::new(), String::new()).unwrap();
+        let options = TextOptions { content: Content::Record(Template::Alpaca), group_by: None, chat: Some(chat) };
+        let line =
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}";
+        let text = read("a.jsonl", line, options).unwrap().remove(0);
+        assert_eq!(
+            (text.text.as_str(), text.response_start, text.add_special),
+            ("user: a\nassistant: b\n", Some(19), false)
+        );
+    }
+
+    #[test]
+    fn texts_are_clipped_to_a_length() {
+        let encoded = |n: u32| Encoded {
+            ids: (0..n).collect(),
+            special: vec![false; n as usize],
+            offsets: vec![(0, 1); n as usize],
+        };
+        assert_eq!(clip(encoded(5), None, None), Some(encoded(5)));
+        assert_eq!(clip(encoded(5), Some(3), None), Some(encoded(3)));
+        assert_eq!(clip(encoded(2), Some(3), None), Some(encoded(2)));
+        assert_eq!(clip(encoded(5), None, Some(4)), Some(encoded(4)));
+        assert_eq!(clip(encoded(3), None, Some(4)), None);
+        assert_eq!(clip(encoded(4), None, Some(4)), Some(encoded(4)));
+    }
+
+    #[test]
+    fn errors_name_the_place_the_field_and_the_remedy() {
+        let record = "{\"question\": \"q\", \"answer\": \"r\"}";
+        let by_group = |group| options(Content::Field(None), Some(group));
+        let cases: [(&str, &str, TextOptions, &str); 10] = [
+            (
+                "a.csv",
+                "x,y\n1,2\n",
+                field(None),
+                "a.csv:2: no field \"text\" among [\"x\", \"y\"]; name one of them with --field",
+            ),
+            (
+                "a.jsonl",
+                record,
+                field(None),
+                "a.jsonl:1: no field \"text\" among [\"question\", \"answer\"]; name one \
+                of them with --field, or render the records with --template alpaca",
+            ),
+            (
+                "a.jsonl",
+                "{\"text\": 4}",
+                field(None),
+                "a.jsonl:1: the key \"text\" holds a number; it must hold a string",
+            ),
+            (
+                "a.jsonl",
+                "{\"text\": \"a\"}",
+                by_group("g"),
+                "a.jsonl:1: no field \"g\" among [\"text\"]; name one of them with --group-by",
+            ),
+            (
+                "a.txt",
+                "a",
+                by_group("g"),
+                "a.txt: a .txt file has no fields; leave --group-by out, or give a .csv or .jsonl file",
+            ),
+            (
+                "a.txt",
+                "a",
+                field(Some("f")),
+                "a.txt: a .txt file has no fields; leave --field out, or give a .csv or .jsonl file",
+            ),
+            ("a.txt", "\n", field(None), "a.txt: holds no texts; give a file that does"),
+            ("a.csv", "text\n", field(None), "a.csv: holds no texts; give a file that does"),
+            ("a.csv", "", field(None), "a.csv: holds no texts; give a file that does"),
+            (
+                "a.tsv",
+                "a",
+                field(None),
+                "a.tsv: the kind of file is unknown; end its name in .txt, .csv, .json or .jsonl",
+            ),
+        ];
+        for (name, content, options, wanted) in cases {
+            assert_eq!(read(name, content, options).unwrap_err(), wanted);
+        }
+        let ragged = read("a.csv", "text,b\na,1\nb\n", field(None)).unwrap_err();
+        assert!(ragged.starts_with("a.csv: CSV error: record 2 (line: 3, byte: 11): found record with 1"), "{ragged}");
+        let wrong = read("a.csv", b"text,b\na,1\nb\xe4,2\n", field(None)).unwrap_err();
+        assert_eq!(wrong, "a.csv:3: not UTF-8 at byte 12 of the file; convert the file to UTF-8");
+        let wrong = read("a.csv", b"te\xe4xt,b\na,1\n", field(None)).unwrap_err();
+        assert_eq!(wrong, "a.csv:1: not UTF-8 at byte 2 of the file; convert the file to UTF-8");
+    }
+
+    #[test]
+    fn an_error_ends_the_source() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, "{\"text\": \"a\"}\n{\n{\"text\": \"b\"}\n").unwrap();
+        let items: Vec<bool> = TextSource::open(&path, field(None)).unwrap().map(|item| item.is_ok()).collect();
+        assert_eq!(items, [true, false]);
+    }
+
+    #[test]
+    fn the_real_test_problems_are_read() {
+        let Some(shared) = shared() else { return };
+        let path = shared.join("data/llm-adapters/gsm8k/test.json");
+        let read = |options| TextSource::open(&path, options).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+        let questions = read(field(Some("instruction")));
+        assert_eq!(questions.len(), 1319);
+        assert!(questions[0].text.starts_with("Mr Boarden is remodeling his bathroom."));
+        let rendered = read(options(Content::Record(Template::Alpaca), None));
+        assert_eq!(rendered.len(), 1319);
+        let (prompt, response) = rendered[0].text.split_at(rendered[0].response_start.unwrap());
+        assert!(prompt.ends_with(&format!("{}\n\n### Response:\n", questions[0].text)));
+        assert!(response.starts_with("\nA: He needs 24 tiles"));
+    }
+}

@@ -1,0 +1,301 @@
+//! Softmax attention over packed sequences with grouped heads; nothing of size n² is kept.
+//!
+//! Queries are taken in blocks. A block meets the keys of its sequence, under a causal mask only those up to its
+//! last query, so the scores in memory are at most `BLOCK` times the sequence's length for each thread. The backward
+//! pass computes the probabilities again (Dao et al., 2022, section 3.1, without the tiling over keys).
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
+
+use super::attention_task::{Columns, Scratch, Task, backward, forward};
+use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::parallel;
+
+const NAME: &str = "attention";
+
+/// The heads of an attention and how their scores are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; `heads / kv_heads` consecutive query heads share one.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Whether a token sees only itself and what stands before it in its sequence.
+    pub causal: bool,
+    /// What scores are multiplied by before the softmax, usually `1 / sqrt(head_dim)`.
+    pub scale: f64,
+}
+
+/// `softmax(scale · q · kᵀ) · v` for every head of every sequence.
+///
+/// `q` is `[n, heads · head_dim]`, `k` and `v` are `[n, kv_heads · head_dim]`, and the result is shaped like `q`.
+/// Sequence `s` holds the tokens `offsets[s]..offsets[s + 1]`; tokens of different sequences do not meet.
+///
+/// # Errors
+/// If the shapes, element types or offsets do not fit, or the tensors are not on the CPU.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offsets: &Arc<[usize]>) -> Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 {
+        bail!("attention: {heads} heads of {head_dim} elements cannot share {kv_heads} key heads")
+    }
+    let (n, _) = matrix_dims(NAME, "q", q)?;
+    for (argument, tensor, heads) in [("q", q, heads), ("k", k, kv_heads), ("v", v, kv_heads)] {
+        let (rows, width) = matrix_dims(NAME, argument, tensor)?;
+        if rows != n || Some(width) != heads.checked_mul(head_dim) {
+            bail!("attention: {argument} is {:?}, not [{n}, {heads} · {head_dim}]", tensor.dims())
+        }
+        same_dtype(NAME, q, argument, tensor)?;
+    }
+    let ascending = offsets.windows(2).all(|pair| pair.first() <= pair.last());
+    if offsets.first() != Some(&0) || offsets.last() != Some(&n) || !ascending {
+        bail!("attention: offsets must ascend from 0 to the {n} tokens")
+    }
+    let operation = Attention { shape, offsets: Arc::clone(offsets) };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, operation)
+}
+
+struct Attention {
+    shape: AttentionShape,
+    offsets: Arc<[usize]>,
+}
+
+impl Attention {
+    /// One task for each key head of each sequence, in order.
+    fn tasks(&self) -> Vec<Task> {
+        let sequences = self.offsets.array_windows::<2>().filter(|[start, end]| start < end);
+        let task =
+            |&[start, end]: &[usize; 2], kv_head| Task { shape: self.shape, start, length: end - start, kv_head };
+        sequences.flat_map(|pair| (0..self.shape.kv_heads).map(move |kv_head| task(pair, kv_head))).collect()
+    }
+
+    /// Runs every task once, on all threads if there is enough to do; tasks do not share what they write.
+    fn for_each_task<T: Element>(
+        &self,
+        run: impl Fn(&mut Scratch<T>, &Task) -> Result<()> + Sync + Send,
+    ) -> Result<()> {
+        let tasks = self.tasks();
+        let AttentionShape { heads, head_dim, .. } = self.shape;
+        let work: usize = tasks.iter().map(|task| task.length * task.length).sum();
+        if parallel::worth_sharing(work / self.shape.kv_heads * heads * head_dim / 8) {
+            tasks.par_iter().try_for_each_init(Scratch::default, run)
+        } else {
+            let mut scratch = Scratch::default();
+            tasks.iter().try_for_each(|task| run(&mut scratch, task))
+        }
+    }
+
+    fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
+        let mut out = vec![T::zero(); q.len()];
+        let columns = Columns::new(&mut out, self.shape.heads * self.shape.head_dim);
+        self.for_each_task(|scratch, task| forward(task, scratch, [q, k, v], &columns))?;
+        Ok(out)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        inputs: [&Tensor; 3],
+        res: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let [q, k, v] = inputs;
+        let locked = inputs.map(Locked::new);
+        let (locked_out, locked_gradient) = (Locked::new(res), Locked::new(gradient));
+        let [qs, ks, vs] = &locked;
+        let read = [qs.values::<T>()?, ks.values()?, vs.values()?, locked_out.values()?, locked_gradient.values()?];
+        let mut gradients = inputs.map(|t| t.track_op().then(|| vec![T::zero(); t.elem_count()]));
+        let [dq, dk, dv] = &mut gradients;
+        let width = |heads: usize| heads * self.shape.head_dim;
+        let columns = [
+            dq.as_deref_mut().map(|dq| Columns::new(dq, width(self.shape.heads))),
+            dk.as_deref_mut().map(|dk| Columns::new(dk, width(self.shape.kv_heads))),
+            dv.as_deref_mut().map(|dv| Columns::new(dv, width(self.shape.kv_heads))),
+        ];
+        self.for_each_task(|scratch, task| backward(task, scratch, read, &columns))?;
+        let [dq, dk, dv] = gradients;
+        let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
+        Ok([wrap(dq, q)?, wrap(dk, k)?, wrap(dv, v)?])
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        ql: &Layout,
+        k: &CpuStorage,
+        kl: &Layout,
+        v: &CpuStorage,
+        vl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(q.dtype(), NAME, T => {
+            let out = self.forward::<T>(values(q, ql)?, values(k, kl)?, values(v, vl)?)?;
+            Ok((T::to_cpu_storage_owned(out), ql.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        res: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let [dq, dk, dv] = by_dtype!(q.dtype(), NAME, T => self.backward::<T>([q, k, v], res, &gradient))?;
+        Ok((dq, dk, dv))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{self, Untracked};
+    use super::*;
+    use candle_core::DType;
+
+    fn shape(heads: usize, kv_heads: usize, head_dim: usize, causal: bool) -> AttentionShape {
+        AttentionShape { heads, kv_heads, head_dim, causal, scale: 0.7 / (head_dim as f64).sqrt() }
+    }
+
+    fn inputs(n: usize, shape: AttentionShape) -> [Tensor; 3] {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, seed)| check::normal(&[n, heads * head_dim], seed))
+    }
+
+    fn naive(qkv: &[Tensor; 3], shape: AttentionShape, offsets: &[usize]) -> Vec<f64> {
+        let [q, k, v] = qkv.each_ref().map(|t| t.to_vec2::<f64>().unwrap());
+        let d = shape.head_dim;
+        let mut out = Vec::new();
+        for pair in offsets.windows(2) {
+            for (i, query) in q.iter().enumerate().take(pair[1]).skip(pair[0]) {
+                for head in 0..shape.heads {
+                    let kv = head / (shape.heads / shape.kv_heads);
+                    let keys = pair[0]..if shape.causal { i + 1 } else { pair[1] };
+                    let score = |j: usize| (0..d).map(|e| query[head * d + e] * k[j][kv * d + e]).sum::<f64>();
+                    let weights: Vec<f64> = keys.clone().map(|j| (shape.scale * score(j)).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    let mean = |e: usize| keys.clone().zip(&weights).map(|(j, w)| w * v[j][kv * d + e]).sum::<f64>();
+                    out.extend((0..d).map(|e| mean(e) / total));
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_attention_and_its_gradients() {
+        let cases: [(usize, usize, usize, &[usize]); 5] = [
+            (1, 1, 1, &[0, 1]),
+            (2, 2, 4, &[0, 5]),
+            (4, 2, 3, &[0, 1, 8, 8, 12]),
+            (3, 1, 2, &[0, 6, 7]),
+            (1, 1, 2, &[0, 70]),
+        ];
+        for (heads, kv_heads, head_dim, offsets) in cases {
+            for causal in [true, false] {
+                let shape = shape(heads, kv_heads, head_dim, causal);
+                let qkv = inputs(*offsets.last().unwrap(), shape);
+                let offsets: Arc<[usize]> = offsets.into();
+                let want = naive(&qkv, shape, &offsets);
+                let [q, k, v] = &qkv;
+                check::close(&attention(q, k, v, shape, &offsets).unwrap(), &want, 1e-12);
+                let moved =
+                    attention(&check::strided(q), &check::offset(k), &check::strided(v), shape, &offsets).unwrap();
+                check::close(&moved, &want, 1e-12);
+                check::gradients(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+                check::f32_agrees(&[q, k, v], 1e-5, |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+            }
+        }
+    }
+
+    #[test]
+    fn long_sequences_of_several_blocks_agree_with_the_formula() {
+        for causal in [true, false] {
+            let shape = shape(4, 2, 16, causal);
+            let offsets: Arc<[usize]> = [0, 130, 131, 195, 323].into();
+            let qkv = inputs(323, shape);
+            let [q, k, v] = &qkv;
+            check::close(&attention(q, k, v, shape, &offsets).unwrap(), &naive(&qkv, shape, &offsets), 1e-12);
+            check::f32_agrees(&[q, k, v], 2e-5, |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+            check::threads_agree(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+        }
+    }
+
+    #[test]
+    fn untracked_arguments_get_no_gradient() {
+        let shape = shape(4, 2, 3, true);
+        let offsets: Arc<[usize]> = [0, 3, 10].into();
+        let [q, k, v] = inputs(10, shape);
+        for which in 0..3 {
+            check::untracked(&[&q, &k, &v], Untracked(which), |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+        }
+    }
+
+    #[test]
+    fn a_later_token_changes_no_earlier_output() {
+        let shape = shape(4, 2, 16, true);
+        let offsets: Arc<[usize]> = [0, 100].into();
+        let inputs = inputs(100, shape).map(|t| t.to_dtype(DType::F32).unwrap());
+        for changed in [1, 50, 64, 99] {
+            let change = |t: &Tensor| {
+                let last = (t.narrow(0, changed, 100 - changed).unwrap() * 5.0).unwrap();
+                Tensor::cat(&[&t.narrow(0, 0, changed).unwrap(), &last], 0).unwrap()
+            };
+            let run = |[q, k, v]: &[Tensor; 3]| check::flat(&attention(q, k, v, shape, &offsets).unwrap());
+            let (before, after) = (run(&inputs), run(&inputs.each_ref().map(change)));
+            assert_eq!(before[..changed * 64], after[..changed * 64]);
+            assert_ne!(before[changed * 64..], after[changed * 64..]);
+        }
+    }
+
+    #[test]
+    fn a_packed_batch_has_the_bits_of_each_sequence_alone() {
+        for causal in [true, false] {
+            let shape = shape(2, 1, 16, causal);
+            let inputs = inputs(180, shape).map(|t| t.to_dtype(DType::F32).unwrap());
+            let run = |[q, k, v]: &[Tensor; 3], offsets: &[usize]| {
+                check::flat(&attention(q, k, v, shape, &offsets.into()).unwrap())
+            };
+            let whole = run(&inputs, &[0, 7, 8, 180]);
+            for (start, length) in [(0, 7), (7, 1), (8, 172)] {
+                let part = inputs.each_ref().map(|t| t.narrow(0, start, length).unwrap());
+                assert_eq!(whole[start * 32..(start + length) * 32], run(&part, &[0, length]));
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let shape = AttentionShape { scale: 1e4, ..shape(1, 1, 4, true) };
+        let offsets: Arc<[usize]> = [0, 9].into();
+        let [q, k, v] = inputs(9, shape);
+        check::f32_agrees(&[&q, &k, &v], 1e-4, |t| {
+            attention(&t[0], &t[1], &t[2], AttentionShape { scale: 0.5, ..shape }, &offsets)
+        });
+        let [q, k, v] = [q, k, v].map(|t| t.to_dtype(DType::F32).unwrap());
+        assert!(check::flat(&attention(&q, &k, &v, shape, &offsets).unwrap()).iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let shape = shape(4, 2, 3, true);
+        let [q, k, v] = inputs(10, shape);
+        let run = |shape, offsets: &[usize]| attention(&q, &k, &v, shape, &offsets.into()).is_err();
+        assert!(!run(shape, &[0, 10]));
+        for offsets in [&[0, 9][..], &[1, 10], &[0, 7, 5, 10], &[], &[0, 11]] {
+            assert!(run(shape, offsets), "{offsets:?}");
+        }
+        assert!(run(AttentionShape { kv_heads: 3, ..shape }, &[0, 10]));
+        assert!(run(AttentionShape { kv_heads: 0, ..shape }, &[0, 10]));
+        assert!(run(AttentionShape { head_dim: 4, ..shape }, &[0, 10]));
+    }
+}

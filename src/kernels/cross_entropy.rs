@@ -1,0 +1,323 @@
+//! The language model's head and its cross-entropy in one, without a stored table of logits or probabilities.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+
+use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::gemm::{Matrix, Threads, gemm};
+use super::{parallel, vector};
+
+const NAME: &str = "linear_cross_entropy";
+/// Logits in memory at a time, unless [`CHUNK_ROWS`] rows have more.
+const CHUNK_LOGITS: usize = 1 << 20;
+/// Rows of a chunk at least, since each chunk reads the whole weight.
+const CHUNK_ROWS: usize = 64;
+
+/// `Σ token_weights[i] · nll[i]`, a scalar, with `nll[i] = logsumexp(logits[i]) - logits[i][targets[i]]` and
+/// `logits = hidden · weightᵀ`.
+///
+/// `hidden` is `[n, d]`, `weight` `[vocabulary, d]`. Rows of weight zero are not computed at all. The sum is taken in
+/// `f64`; the result has the element type of `hidden`.
+///
+/// # Errors
+/// If the shapes, element types or lengths do not fit, a target is outside the vocabulary, or the tensors are not on
+/// the CPU.
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    token_weights: &[f32],
+) -> Result<Tensor> {
+    fit(hidden, weight, targets)?;
+    if token_weights.len() != targets.len() {
+        bail!("linear_cross_entropy: {} token weights for {} targets", token_weights.len(), targets.len())
+    }
+    let pairs = targets.iter().zip(token_weights).enumerate();
+    let active = pairs.filter(|(_, (_, weight))| **weight != 0.0);
+    let rows = active.map(|(row, (&target, &weight))| Row { row, target: target as usize, weight }).collect();
+    hidden.contiguous()?.apply_op2(&weight.contiguous()?, CrossEntropy { rows })
+}
+
+/// The negative log-likelihood of every target in nats, without gradients; arguments as in [`linear_cross_entropy`].
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub fn token_losses(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    token_losses_and_hits(hidden, weight, targets).map(|(losses, _)| losses)
+}
+
+/// [`token_losses`] and whether each target has the largest logit; of equal logits the lowest id counts.
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub fn token_losses_and_hits(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>)> {
+    fit(hidden, weight, targets)?;
+    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let row = |(row, &target): (usize, &u32)| Row { row, target: target as usize, weight: 1.0 };
+    let rows: Vec<Row> = targets.iter().enumerate().map(row).collect();
+    let locked = (Locked::new(&hidden), Locked::new(&weight));
+    let scores = by_dtype!(hidden.dtype(), NAME, T => {
+        Head::<T>::new(locked.0.values()?, locked.1.values()?, weight.dims2()?).score(&rows)?
+    });
+    Ok(scores.into_iter().map(|score| (score.loss, score.hit)).unzip())
+}
+
+/// An error unless the arguments fit.
+fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
+    let (n, width) = matrix_dims(NAME, "hidden", hidden)?;
+    let (vocabulary, columns) = matrix_dims(NAME, "weight", weight)?;
+    if width != columns {
+        bail!("linear_cross_entropy: hidden {:?} does not fit weight {:?}", hidden.dims(), weight.dims())
+    }
+    same_dtype(NAME, hidden, "weight", weight)?;
+    if targets.len() != n {
+        bail!("linear_cross_entropy: {} targets for {n} rows", targets.len())
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+        bail!("linear_cross_entropy: target {target} is outside the vocabulary of {vocabulary}")
+    }
+    Ok(())
+}
+
+/// A row that counts.
+#[derive(Clone, Copy)]
+struct Row {
+    row: usize,
+    target: usize,
+    weight: f32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Score {
+    loss: f64,
+    hit: bool,
+}
+
+/// The arguments as slices.
+struct Head<'a, T> {
+    hidden: &'a [T],
+    weight: &'a [T],
+    vocabulary: usize,
+    width: usize,
+}
+
+impl<'a, T: Element> Head<'a, T> {
+    fn new(hidden: &'a [T], weight: &'a [T], (vocabulary, width): (usize, usize)) -> Self {
+        Self { hidden, weight, vocabulary, width }
+    }
+
+    fn weight(&self) -> Matrix<'a, T> {
+        Matrix::new(self.weight, self.vocabulary, self.width, self.width)
+    }
+
+    /// Calls `visit(rows, hidden rows, logits)` for chunk after chunk of `rows`.
+    fn for_each_chunk(
+        &self,
+        rows: &[Row],
+        mut visit: impl FnMut(&[Row], Matrix<'_, T>, &mut [T]) -> Result<()>,
+    ) -> Result<()> {
+        let size = (CHUNK_LOGITS / self.vocabulary.max(1)).max(CHUNK_ROWS).min(rows.len().max(1));
+        let mut logits = vec![T::zero(); size * self.vocabulary];
+        let mut gathered = Vec::new();
+        for rows in rows.chunks(size) {
+            let first = rows.first().map_or(0, |row| row.row);
+            let consecutive = rows.last().is_some_and(|row| row.row - first + 1 == rows.len());
+            let hidden = if consecutive {
+                parallel::from(self.hidden, first * self.width)
+            } else {
+                gathered.clear();
+                for row in rows {
+                    gathered.extend_from_slice(parallel::row(self.hidden, row.row, self.width));
+                }
+                &gathered
+            };
+            let hidden = Matrix::new(hidden, rows.len(), self.width, self.width);
+            let logits = logits.get_mut(..rows.len() * self.vocabulary).unwrap_or_default();
+            gemm(logits, T::zero(), T::one(), hidden, self.weight().t(), Threads::All)?;
+            visit(rows, hidden, logits)?;
+        }
+        Ok(())
+    }
+
+    /// The loss of every row and whether it is a hit.
+    fn score(&self, rows: &[Row]) -> Result<Vec<Score>> {
+        use rayon::prelude::*;
+        let mut scores = Vec::with_capacity(rows.len());
+        self.for_each_chunk(rows, |rows, _, logits| {
+            let score = |(row, logits): (&Row, &mut [T])| {
+                let target = logits.get(row.target).copied().unwrap_or_default();
+                let (before, after) = logits.split_at(row.target.min(logits.len()));
+                let maximum = vector::max(logits);
+                let earliest = vector::max(before) < target || before.is_empty();
+                let hit = earliest && vector::max(after) <= target && !target.to_f64().is_nan();
+                let sum = vector::exp_shifted(logits, maximum);
+                Score { loss: sum.to_f64().ln() + (maximum.to_f64() - target.to_f64()), hit }
+            };
+            if parallel::worth_sharing(logits.len()) {
+                scores.par_extend(rows.par_iter().zip(logits.par_chunks_exact_mut(self.vocabulary)).map(score));
+            } else {
+                scores.extend(rows.iter().zip(logits.chunks_exact_mut(self.vocabulary)).map(score));
+            }
+            Ok(())
+        })?;
+        Ok(scores)
+    }
+
+    /// The gradients that are wanted of the hidden rows and of the weight, for a loss of gradient `factor`.
+    fn gradients(&self, rows: &[Row], factor: f64, wanted: [bool; 2]) -> Result<[Option<Vec<T>>; 2]> {
+        let lengths = [self.hidden.len(), self.weight.len()];
+        let mut lengths = lengths.into_iter().zip(wanted);
+        let mut zeros = || lengths.next().filter(|(_, wanted)| *wanted).map(|(length, _)| vec![T::zero(); length]);
+        let (mut d_hidden, mut d_weight) = (zeros(), zeros());
+        let mut scratch = Vec::new();
+        self.for_each_chunk(rows, |rows, hidden, logits| {
+            parallel::for_each_row(logits, self.vocabulary, |index, logits| {
+                let Some(row) = rows.get(index) else { return };
+                let sum = vector::exp_shifted(logits, vector::max(logits));
+                let weight = T::from_f64(f64::from(row.weight) * factor);
+                vector::scale(logits, weight / sum);
+                if let Some(target) = logits.get_mut(row.target) {
+                    *target -= weight;
+                }
+            });
+            let d_logits = Matrix::new(&*logits, rows.len(), self.vocabulary, self.vocabulary);
+            if let Some(d_hidden) = &mut d_hidden {
+                scratch.resize(rows.len() * self.width, T::zero());
+                gemm(&mut scratch, T::zero(), T::one(), d_logits, self.weight(), Threads::All)?;
+                for (row, values) in rows.iter().zip(scratch.chunks_exact(self.width.max(1))) {
+                    let start = row.row * self.width;
+                    if let Some(out) = d_hidden.get_mut(start..start + self.width) {
+                        out.copy_from_slice(values);
+                    }
+                }
+            }
+            if let Some(d_weight) = &mut d_weight {
+                gemm(d_weight, T::one(), T::one(), d_logits.t(), hidden, Threads::All)?;
+            }
+            Ok(())
+        })?;
+        Ok([d_hidden, d_weight])
+    }
+}
+
+struct CrossEntropy {
+    /// In ascending order.
+    rows: Vec<Row>,
+}
+
+impl CustomOp2 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, hl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(h.dtype(), NAME, T => {
+            let head = Head::<T>::new(values(h, hl)?, values(w, wl)?, wl.shape().dims2()?);
+            let scores = head.score(&self.rows)?;
+            let sum: f64 = scores.iter().zip(&self.rows).map(|(score, row)| score.loss * f64::from(row.weight)).sum();
+            Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum)]), Shape::from(())))
+        })
+    }
+
+    fn bwd(&self, h: &Tensor, w: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let wanted = [h.track_op(), w.track_op()];
+        let locked = (Locked::new(h), Locked::new(w), Locked::new(gradient));
+        by_dtype!(h.dtype(), NAME, T => {
+            let factor = locked.2.values::<T>()?.first().copied().unwrap_or_default().to_f64();
+            let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+            let [d_hidden, d_weight] = head.gradients(&self.rows, factor, wanted)?;
+            let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
+            Ok((wrap(d_hidden, h)?, wrap(d_weight, w)?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{self, Untracked};
+    use super::*;
+    use candle_core::{DType, Device};
+
+    fn naive(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Vec<f64> {
+        let logits = hidden.matmul(&weight.t().unwrap()).unwrap().to_vec2::<f64>().unwrap();
+        let loss = |row: &Vec<f64>, t: u32| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[t as usize];
+        logits.iter().zip(targets).map(|(row, &t)| loss(row, t)).collect()
+    }
+
+    fn case(n: usize, d: usize, vocabulary: usize) -> (Tensor, Tensor, Vec<u32>, Vec<f32>) {
+        let targets = (0..n).map(|i| (i * 7 % vocabulary) as u32).collect();
+        let weights = (0..n).map(|i| [0.5, 0.0, 2.0][i % 3]).collect();
+        (check::normal(&[n, d], 1), check::normal(&[vocabulary, d], 2), targets, weights)
+    }
+
+    #[test]
+    fn the_loss_and_its_gradients() {
+        for (n, d, vocabulary) in [(1, 1, 2), (1, 4, 9), (8, 3, 5), (5, 6, 33)] {
+            let (h, w, targets, weights) = case(n, d, vocabulary);
+            let losses = naive(&h, &w, &targets);
+            let want: f64 = losses.iter().zip(&weights).map(|(l, w)| l * f64::from(*w)).sum();
+            let f = |t: &[Tensor]| linear_cross_entropy(&t[0], &t[1], &targets, &weights);
+            check::close(&f(&[h.clone(), w.clone()]).unwrap(), &[want], 1e-12);
+            check::close(&f(&[check::strided(&h), check::offset(&w)]).unwrap(), &[want], 1e-12);
+            check::gradients(&[&h, &w], f);
+            check::f32_agrees(&[&h, &w], 1e-5, f);
+            check::untracked(&[&h, &w], Untracked(0), f);
+            check::untracked(&[&h, &w], Untracked(1), f);
+            for (got, want) in token_losses(&h, &w, &targets).unwrap().iter().zip(&losses) {
+                assert!((got - want).abs() < 1e-12 * want.max(1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn several_chunks_agree_with_the_formula_on_any_number_of_threads() {
+        // 262 rows a chunk.
+        let (h, w, targets, weights) = case(600, 5, 4000);
+        let want: f64 = naive(&h, &w, &targets).iter().zip(&weights).map(|(l, w)| l * f64::from(*w)).sum();
+        let f = |t: &[Tensor]| linear_cross_entropy(&t[0], &t[1], &targets, &weights);
+        check::close(&f(&[h.clone(), w.clone()]).unwrap(), &[want], 1e-12);
+        check::f32_agrees(&[&h, &w], 1e-4, f);
+        check::threads_agree(&[&h, &w], f);
+    }
+
+    #[test]
+    fn rows_of_weight_zero_count_for_nothing_and_need_not_be_finite() {
+        let (h, w, targets, weights) = case(6, 3, 5);
+        let mut rows = h.to_vec2::<f64>().unwrap();
+        rows[1] = vec![f64::NAN; 3];
+        let h = candle_core::Var::new(rows, &Device::Cpu).unwrap();
+        let loss = linear_cross_entropy(&h, &w, &targets, &weights).unwrap();
+        assert!(loss.to_scalar::<f64>().unwrap().is_finite());
+        let gradient = loss.backward().unwrap().get(&h).unwrap().to_vec2::<f64>().unwrap();
+        assert_eq!((&gradient[1], &gradient[4]), (&vec![0.0; 3], &vec![0.0; 3]));
+        let none = linear_cross_entropy(&h, &w, &targets, &[0.0; 6]).unwrap();
+        assert_eq!(none.to_scalar::<f64>().unwrap(), 0.0);
+        assert_eq!(check::flat(none.backward().unwrap().get(&h).unwrap()), vec![0.0; 18]);
+    }
+
+    #[test]
+    fn a_hit_is_the_largest_logit_and_the_lowest_id_of_equals() {
+        let hidden = Tensor::new(&[[1.0_f32], [1.0], [1.0], [-1.0]], &Device::Cpu).unwrap();
+        let weight = Tensor::new(&[[1.0_f32], [3.0], [3.0], [0.0]], &Device::Cpu).unwrap();
+        let (losses, hits) = token_losses_and_hits(&hidden, &weight, &[1, 2, 0, 3]).unwrap();
+        assert_eq!(hits, [true, false, false, true]);
+        let total = (1f64.exp() + 2.0 * 3f64.exp() + 1.0).ln();
+        for (got, want) in losses.iter().zip([total - 3.0, total - 3.0, total - 1.0]) {
+            assert!((got - want).abs() < 1e-6);
+        }
+        let first = Tensor::new(&[[9.0_f32], [1.0]], &Device::Cpu).unwrap();
+        assert_eq!(token_losses_and_hits(&hidden, &first, &[0, 1, 0, 1]).unwrap().1, [true, false, true, true]);
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow_and_misfits_are_refused() {
+        let (h, w, targets, weights) = case(6, 3, 5);
+        let large = (h.to_dtype(DType::F32).unwrap() * 1e4).unwrap();
+        let losses = token_losses(&large, &w.to_dtype(DType::F32).unwrap(), &targets).unwrap();
+        assert!(losses.iter().all(|loss| loss.is_finite() && *loss >= 0.0));
+        assert!(linear_cross_entropy(&h, &w, &targets[1..], &weights).is_err());
+        assert!(linear_cross_entropy(&h, &w, &targets, &weights[1..]).is_err());
+        let message = token_losses(&h, &w, &[0, 1, 2, 3, 4, 5]).unwrap_err().to_string();
+        assert!(message.starts_with("linear_cross_entropy: target 5 is outside the vocabulary of 5"), "{message}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Matrix products on slices: the `gemm` crate behind bounds checks.
+
+use candle_core::{Result, bail};
+use gemm::Parallelism;
+
+use super::element::Element;
+
+/// A matrix in a slice.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A row-major matrix whose rows lie `row_stride` elements apart.
+    pub(super) fn new(values: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { values, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The same values with rows and columns exchanged.
+    pub(super) fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// Where a product may be computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Threads {
+    /// On the calling thread: the caller already runs one task a thread.
+    One,
+    /// On all threads of the current pool. The bits are those of one thread: the depth is cut by cache sizes only.
+    All,
+}
+
+/// Elements that a matrix reaches over, if that can be counted.
+fn reach(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Option<usize> {
+    if rows == 0 || cols == 0 {
+        return Some(0);
+    }
+    let last_row = (rows - 1).checked_mul(row_stride)?;
+    let last_col = (cols - 1).checked_mul(col_stride)?;
+    last_row.checked_add(last_col)?.checked_add(1)
+}
+
+/// `out = alpha · a · b + keep · out` with `out` row-major and contiguous, `[a.rows, b.cols]`.
+///
+/// With `keep` zero the old values of `out` are not read.
+///
+/// # Errors
+/// If the inner dimensions differ, or a matrix reaches beyond its slice.
+pub(super) fn gemm<T: Element>(
+    out: &mut [T],
+    keep: T,
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    threads: Threads,
+) -> Result<()> {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    if b.rows != k {
+        bail!("gemm: [{m}, {k}] times [{}, {n}]", b.rows)
+    }
+    if m.checked_mul(n) != Some(out.len()) {
+        bail!("gemm: a product of [{m}, {n}] into {} values", out.len())
+    }
+    for matrix in [&a, &b] {
+        let wanted = reach(matrix.rows, matrix.cols, matrix.row_stride, matrix.col_stride);
+        if wanted.is_none_or(|wanted| wanted > matrix.values.len()) {
+            bail!("gemm: a [{}, {}] matrix beyond its {} values", matrix.rows, matrix.cols, matrix.values.len())
+        }
+    }
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => match rayon::current_num_threads() {
+            1 => Parallelism::None,
+            count => Parallelism::Rayon(count),
+        },
+    };
+    // SAFETY: `T` is `f32` or `f64`, the only implementors of `Element`. `out` holds m · n elements addressed row by
+    // row with stride n, and is borrowed mutably, so it overlaps neither input. The last element of `a` and of `b`
+    // lies inside its slice as checked above, hence so do all others, and no stride exceeds `isize` since every
+    // stride that is used is below the length of a slice.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            keep != T::zero(),
+            a.values.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            keep,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn naive(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
+        let mut out = vec![0.0; m * n];
+        for i in 0..m {
+            for j in 0..n {
+                out[i * n + j] = (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
+            }
+        }
+        out
+    }
+
+    fn ramp(length: usize) -> Vec<f64> {
+        (0..length).map(|i| ((i * 37 % 101) as f64 - 50.0) / 25.0).collect()
+    }
+
+    #[test]
+    fn products_equal_the_triple_loop() {
+        for (m, k, n) in [(1, 1, 1), (1, 5, 7), (3, 4, 1), (20, 33, 17), (70, 65, 90), (2, 0, 3)] {
+            let (a, b) = (ramp(m * k), ramp(k * n));
+            let want = naive(&a, &b, m, k, n);
+            let mut out = vec![f64::NAN; m * n];
+            gemm(&mut out, 0.0, 1.0, Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n), Threads::All).unwrap();
+            for (x, y) in out.iter().zip(&want) {
+                assert!((x - y).abs() < 1e-12 * (1.0 + y.abs()), "[{m}, {k}] x [{k}, {n}]");
+            }
+            // alpha, keep and a transposed factor.
+            let mut b_t = vec![0.0; k * n];
+            for i in 0..k {
+                for j in 0..n {
+                    b_t[j * k + i] = b[i * n + j];
+                }
+            }
+            let mut out = vec![1.0; m * n];
+            gemm(&mut out, 3.0, 0.5, Matrix::new(&a, m, k, k), Matrix::new(&b_t, n, k, k).t(), Threads::One).unwrap();
+            for (x, y) in out.iter().zip(&want) {
+                assert!((x - (3.0 + 0.5 * y)).abs() < 1e-12 * (1.0 + y.abs()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_reaches_outside_is_refused() {
+        let (a, b) = (ramp(6), ramp(6));
+        let mut out = vec![0.0; 4];
+        let mut run = |a, b| gemm(&mut out, 0.0, 1.0, a, b, Threads::One).is_err();
+        assert!(run(Matrix::new(&a, 2, 3, 4), Matrix::new(&b, 3, 2, 2)));
+        assert!(run(Matrix::new(&a, 2, 3, 3), Matrix::new(&b[..5], 3, 2, 2)));
+        assert!(run(Matrix::new(&a, 2, 2, 3), Matrix::new(&b, 3, 2, 2)));
+        assert!(run(Matrix::new(&a, 3, 2, 2), Matrix::new(&b, 2, 2, 2)));
+        assert!(run(Matrix::new(&a, usize::MAX, 2, usize::MAX), Matrix::new(&b, 2, 2, 2)));
+        assert!(!run(Matrix::new(&a, 2, 3, 3), Matrix::new(&b, 3, 2, 2)));
+    }
+}

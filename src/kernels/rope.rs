@@ -1,0 +1,158 @@
+//! Rotary position embedding (Su et al., 2021) in the layout of Hugging Face's LLaMA.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+
+use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::{parallel, vector};
+
+const NAME: &str = "rope";
+
+/// Rotates every head of every token by the angles of the token's position.
+///
+/// `x` is `[n, heads · head_dim]`; `cos` and `sin` are `[max_positions, head_dim / 2]` and get no gradient; row `i` of
+/// `x` stands at `positions[i]`. Element `i` of a head is paired with element `i + head_dim / 2` ("rotate half").
+///
+/// # Errors
+/// If the shapes or element types do not fit, a position has no row in the tables, or the tensors are not on the CPU.
+pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Arc<[u32]>) -> Result<Tensor> {
+    let (n, width) = matrix_dims(NAME, "x", x)?;
+    let (rows, half) = matrix_dims(NAME, "cos", cos)?;
+    if half == 0 || Some(width) != heads.checked_mul(2 * half) {
+        bail!("rope: x {:?} is not {heads} heads of twice the tables' {half} columns", x.dims())
+    }
+    if sin.dims() != cos.dims() {
+        bail!("rope: sin {:?} where cos is {:?}", sin.dims(), cos.dims())
+    }
+    same_dtype(NAME, x, "cos", cos)?;
+    same_dtype(NAME, x, "sin", sin)?;
+    if positions.len() != n {
+        bail!("rope: {} positions for {n} tokens", positions.len())
+    }
+    if let Some(&position) = positions.iter().max().filter(|&&position| position as usize >= rows) {
+        bail!("rope: position {position} is beyond the {rows} positions of the tables; shorten the sequence")
+    }
+    let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
+    x.contiguous()?.apply_op1(Rope { cos, sin, positions: Arc::clone(positions) })
+}
+
+struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+    positions: Arc<[u32]>,
+}
+
+impl Rope {
+    fn rotate<T: Element>(&self, x: &[T], sign: T) -> Result<Vec<T>> {
+        let locked = (Locked::new(&self.cos), Locked::new(&self.sin));
+        let (cos, sin) = (locked.0.values::<T>()?, locked.1.values::<T>()?);
+        let half = self.cos.dim(1)?;
+        let mut out = vec![T::zero(); x.len()];
+        let width = x.len() / self.positions.len().max(1);
+        parallel::for_each_row(&mut out, width, |index, out| {
+            let position = self.positions.get(index).copied().unwrap_or_default() as usize;
+            let (cos, sin) = (parallel::row(cos, position, half), parallel::row(sin, position, half));
+            let heads = parallel::row(x, index, width).chunks_exact(2 * half);
+            for (x, out) in heads.zip(out.chunks_exact_mut(2 * half)) {
+                vector::rotate(x, cos, sin, sign, out);
+            }
+        });
+        Ok(out)
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(x.dtype(), NAME, T => {
+            let out = self.rotate::<T>(values(x, layout)?, 1.0)?;
+            Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        let locked = Locked::new(&gradient);
+        // The inverse of a rotation is its transpose.
+        by_dtype!(x.dtype(), NAME, T => tensor(self.rotate::<T>(locked.values()?, -1.0)?, x).map(Some))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check;
+    use super::*;
+    use candle_core::{DType, Device};
+
+    fn tables(rows: usize, half: usize) -> (Tensor, Tensor) {
+        let angle = |i: usize| (i / half) as f64 / 10f64.powf((i % half) as f64 / half as f64);
+        let table = |f: fn(f64) -> f64| {
+            Tensor::from_vec((0..rows * half).map(|i| f(angle(i))).collect(), (rows, half), &Device::Cpu).unwrap()
+        };
+        (table(f64::cos), table(f64::sin))
+    }
+
+    fn naive(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Vec<f64> {
+        let (cos, sin) = (cos.to_vec2::<f64>().unwrap(), sin.to_vec2::<f64>().unwrap());
+        let half = cos[0].len();
+        let mut out = Vec::new();
+        for (row, &position) in x.to_vec2::<f64>().unwrap().iter().zip(positions) {
+            let (cos, sin) = (&cos[position as usize], &sin[position as usize]);
+            for head in row.chunks(2 * half) {
+                let turned = |i: usize| if i < half { -head[i + half] } else { head[i - half] };
+                out.extend((0..2 * half).map(|i| head[i] * cos[i % half] + turned(i) * sin[i % half]));
+            }
+        }
+        assert_eq!(out.len(), heads * 2 * half * positions.len());
+        out
+    }
+
+    #[test]
+    fn the_rotation_and_its_gradient() {
+        for (heads, half, positions) in [(1, 1, vec![3]), (3, 4, vec![0, 1, 2, 0, 1]), (2, 8, vec![5, 0, 11])] {
+            let (cos, sin) = tables(12, half);
+            let x = check::normal(&[positions.len(), heads * 2 * half], 1);
+            let positions: Arc<[u32]> = positions.into();
+            let want = naive(&x, heads, &cos, &sin, &positions);
+            check::close(&rope(&x, heads, &cos, &sin, &positions).unwrap(), &want, 1e-12);
+            let moved = rope(&check::strided(&x), heads, &check::offset(&cos), &check::strided(&sin), &positions);
+            check::close(&moved.unwrap(), &want, 1e-12);
+            check::gradients(&[&x], |t| rope(&t[0], heads, &cos, &sin, &positions));
+            let single = |t: &[Tensor]| {
+                let dtype = t[0].dtype();
+                rope(&t[0], heads, &cos.to_dtype(dtype)?, &sin.to_dtype(dtype)?, &positions)
+            };
+            check::f32_agrees(&[&x], 1e-6, single);
+        }
+    }
+
+    #[test]
+    fn packed_sequences_have_the_bits_of_each_alone_on_any_number_of_threads() {
+        let (cos, sin) = tables(400, 16);
+        let (cos, sin) = (cos.to_dtype(DType::F32).unwrap(), sin.to_dtype(DType::F32).unwrap());
+        let x = check::normal(&[500, 64], 1);
+        let positions: Arc<[u32]> = (0..100).chain(0..400).collect();
+        check::threads_agree(&[&x], |t| rope(&t[0], 2, &cos, &sin, &positions));
+        let x = x.to_dtype(DType::F32).unwrap();
+        let whole = check::flat(&rope(&x, 2, &cos, &sin, &positions).unwrap());
+        let second = rope(&x.narrow(0, 100, 400).unwrap(), 2, &cos, &sin, &(0..400).collect()).unwrap();
+        assert_eq!(whole[100 * 64..], check::flat(&second));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (cos, sin) = tables(4, 2);
+        let x = check::normal(&[2, 8], 1);
+        assert!(rope(&x, 2, &cos, &sin, &[0, 3].into()).is_ok());
+        let message = rope(&x, 2, &cos, &sin, &[0, 4].into()).unwrap_err().to_string();
+        assert!(message.starts_with("rope: position 4 is beyond the 4 positions"), "{message}");
+        assert!(rope(&x, 2, &cos, &sin, &[0].into()).is_err());
+        assert!(rope(&x, 3, &cos, &sin, &[0, 1].into()).is_err());
+        assert!(rope(&x, 2, &cos, &tables(5, 2).1, &[0, 1].into()).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Reading `config.json` without trusting it.
+
+use serde_json::Value;
+
+/// Why a `config.json` cannot be used; names file, key and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: cannot be read: {source}; a model folder needs a config.json")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not JSON.
+    #[error("{file}: not valid JSON: {source}")]
+    NotJson {
+        /// The file.
+        file: String,
+        /// Where the parser stopped.
+        source: serde_json::Error,
+    },
+    /// A key is missing or holds a value that no model can have.
+    #[error("{file}: {key} {problem}")]
+    Invalid {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+/// Far above any real model, and small enough that products of three of them fit 64 bits.
+const LARGEST: u64 = 1 << 20;
+
+/// A parsed configuration with checked access.
+pub(super) struct Config<'a> {
+    file: &'a str,
+    value: &'a Value,
+}
+
+impl<'a> Config<'a> {
+    pub(super) fn new(file: &'a str, value: &'a Value) -> Result<Self, ConfigError> {
+        let config = Self { file, value };
+        if value.is_object() { Ok(config) } else { Err(config.invalid("the file", "must hold a JSON object")) }
+    }
+
+    /// The object under `key`, if there is one.
+    pub(super) fn section(&self, key: &str) -> Option<Config<'a>> {
+        let value = self.value.get(key)?;
+        value.is_object().then_some(Config { file: self.file, value })
+    }
+
+    pub(super) fn invalid(&self, key: &str, problem: &str) -> ConfigError {
+        ConfigError::Invalid { file: self.file.to_owned(), key: key.to_owned(), problem: problem.to_owned() }
+    }
+
+    /// A key that is absent or null is `None`.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|v| !v.is_null())
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(self.invalid(key, &format!("is {other}, not a string"))),
+        }
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.invalid(key, &format!("is {other}, not true or false"))),
+        }
+    }
+
+    /// A whole number from 1 to 2²⁰ (2³² for positions and vocabulary would only hide an error).
+    pub(super) fn size(&self, key: &str) -> Result<usize, ConfigError> {
+        self.optional_size(key)?.ok_or_else(|| self.invalid(key, "is missing"))
+    }
+
+    pub(super) fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
+            _ => Err(self.invalid(key, &format!("is {value}; it must be a whole number from 1 to {LARGEST}"))),
+        }
+    }
+
+    /// A finite number above zero.
+    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            _ => Err(self.invalid(key, &format!("is {value}; it must be a number above 0"))),
+        }
+    }
+
+    pub(super) fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
+        self.positive(key)?.ok_or_else(|| self.invalid(key, "is missing"))
+    }
+}

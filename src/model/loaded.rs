@@ -1,0 +1,141 @@
+//! A model ready to run: its files, its transformer, its tokenizer.
+
+use super::gguf::Gguf;
+use super::tokenizer::{TextTokenizer, TokenizerError};
+use super::weights::{TensorSource, Weights, WeightsError};
+use super::{ModelError, Transformer, families};
+use crate::hash;
+use candle_core::{DType, Device, Tensor};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The name of the model that is compiled in.
+pub const EMBEDDED: &str = "embedded";
+
+/// A model with its tokenizer.
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// What the user called it.
+    pub name: String,
+    /// The files that it was read from; empty for the embedded model.
+    pub files: Vec<PathBuf>,
+    /// The folder of `config.json` and tokenizer, where there is one.
+    pub folder: Option<PathBuf>,
+    /// The transformer.
+    pub transformer: Transformer,
+    /// The tokenizer.
+    pub tokenizer: TextTokenizer,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Configuration or weights.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A file cannot be hashed.
+    #[error("{file}: cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl LoadedModel {
+    /// Loads a Hugging Face folder.
+    ///
+    /// # Errors
+    /// A file is missing, malformed or does not fit the others.
+    pub fn from_folder(folder: &Path, name: &str, dtype: DType, device: &Device) -> Result<Self, LoadError> {
+        let architecture = families::read_config(folder).map_err(ModelError::from)?;
+        let weights = Weights::open(folder).map_err(ModelError::from)?;
+        let transformer = Transformer::load(name, architecture, &weights, dtype, device)?;
+        let tokenizer = TextTokenizer::from_folder(folder)?;
+        let folder = Some(folder.to_path_buf());
+        Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), folder, transformer, tokenizer })
+    }
+
+    /// Loads a GGUF file of a supported family, dequantised to `dtype`.
+    ///
+    /// # Errors
+    /// As [`Self::from_folder`].
+    pub fn from_gguf(path: &Path, name: &str, dtype: DType, device: &Device) -> Result<Self, LoadError> {
+        let gguf = Gguf::open(path).map_err(ModelError::from)?;
+        let file = path.display().to_string();
+        let config = gguf.config_json().map_err(ModelError::from)?;
+        let architecture = families::parse_config(&file, &config).map_err(ModelError::from)?;
+        let transformer = Transformer::load(name, architecture, &gguf, dtype, device)?;
+        let tokenizer = TextTokenizer::from_gguf(&gguf)?;
+        Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], folder: None, transformer, tokenizer })
+    }
+
+    /// The model that is compiled in.
+    ///
+    /// # Errors
+    /// None that a build which passed its tests could meet.
+    pub fn embedded(dtype: DType, device: &Device) -> Result<Self, LoadError> {
+        let config = serde_json::from_slice(EMBEDDED_CONFIG).unwrap_or_default();
+        let architecture = families::parse_config("embedded config.json", &config).map_err(ModelError::from)?;
+        let tensors = candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, device).map_err(ModelError::from)?;
+        let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), dtype, device)?;
+        let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER, Some(EMBEDDED_CONFIG))?;
+        Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), folder: None, transformer, tokenizer })
+    }
+
+    /// SHA-256 of every weights file by its name.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn hashes(&self) -> Result<BTreeMap<String, String>, LoadError> {
+        if self.files.is_empty() {
+            return Ok(BTreeMap::from([(EMBEDDED.to_owned(), hash::sha256_bytes(EMBEDDED_WEIGHTS))]));
+        }
+        let hashed = self.files.iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match hash::sha256_file(path) {
+                Ok(digest) => Ok((name, digest)),
+                Err(source) => Err(LoadError::Unreadable { file: path.display().to_string(), source }),
+            }
+        });
+        hashed.collect()
+    }
+}
+
+/// Tensors that are in memory already.
+struct InMemory(HashMap<String, Tensor>);
+
+impl TensorSource for InMemory {
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.0.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
+        let wrong = |problem: String| WeightsError::Tensor {
+            file: EMBEDDED.to_owned(),
+            tensor: name.to_owned(),
+            problem,
+            remedy: "this build of smooth-probe is damaged; build it again",
+        };
+        match self.0.get(name) {
+            Some(tensor) if tensor.dims() == shape => {
+                tensor.to_dtype(dtype).and_then(|t| t.to_device(device)).map_err(|e| wrong(e.to_string()))
+            }
+            _ => Err(wrong("is missing or misshapen".to_owned())),
+        }
+    }
+}
+
+const EMBEDDED_CONFIG: &[u8] = include_bytes!("../../models/embedded/config.json");
+const EMBEDDED_WEIGHTS: &[u8] = include_bytes!("../../models/embedded/model.safetensors");
+const EMBEDDED_TOKENIZER: &[u8] = include_bytes!("../../models/embedded/tokenizer.json");

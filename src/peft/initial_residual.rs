@@ -1,0 +1,88 @@
+//! The initial residual: what the λ term reads, and the mix `x~ = (1−λ)·x + λ·r`.
+
+use super::config::{Arm, ResidualConfig};
+use crate::data::Packed;
+use crate::kernels;
+use crate::model::Transformer;
+use crate::random::stream;
+use candle_core::{D, DType, Device, Result, Tensor};
+use rand::Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// The initial residual of one forward pass.
+#[derive(Debug)]
+pub(crate) struct InitialResidual {
+    lambda: f64,
+    arm: Arm,
+    /// r for every token of the batch, `[tokens, d]`; for `h0-normed` before rescaling; unused for `none`.
+    source: Tensor,
+}
+
+impl InitialResidual {
+    /// Prepares r for a batch whose h0 is `h0` (`[tokens, d]`).
+    pub(crate) fn new(config: &ResidualConfig, model: &Transformer, h0: &Tensor, batch: &Packed) -> Result<Self> {
+        let h0 = h0.detach();
+        let source = match config.arm {
+            Arm::H0 | Arm::H0Normed | Arm::None => h0,
+            Arm::Shuffled => {
+                let rows = Tensor::new(shuffled_rows(batch, config.seed), h0.device())?;
+                h0.index_select(&rows, 0)?
+            }
+            Arm::Random => random_vector(model, config.seed)?.broadcast_as(h0.shape())?.contiguous()?,
+        };
+        Ok(Self::from_source(config, source))
+    }
+
+    /// A residual whose r is given.
+    pub(crate) fn from_source(config: &ResidualConfig, source: Tensor) -> Self {
+        Self { lambda: config.lambda, arm: config.arm, source }
+    }
+
+    /// `(1−λ)·x + λ·r`; λ = 0 is `x` itself.
+    pub(crate) fn mix(&self, x: &Tensor) -> Result<Tensor> {
+        if self.lambda == 0.0 {
+            return Ok(x.clone());
+        }
+        match self.arm {
+            Arm::None => x.affine(1.0 - self.lambda, 0.0),
+            Arm::H0Normed => {
+                let norm = |t: &Tensor| t.sqr()?.sum_keepdim(D::Minus1)?.sqrt();
+                let (target, own) = (norm(&x.detach())?, norm(&self.source)?);
+                // A zero h0 row has no direction to rescale: it stays zero.
+                let own = own.clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX))?;
+                let r = self.source.broadcast_mul(&(target / own)?)?;
+                kernels::residual_mix(x, &r, self.lambda)
+            }
+            _ => kernels::residual_mix(x, &self.source, self.lambda),
+        }
+    }
+}
+
+/// For every row of the batch the row whose h0 it reads under the arm `shuffled`.
+///
+/// Position i ≥ 1 reads a position drawn from 0..i, position 0 itself. A permutation of the whole text
+/// would show a position its own future, the very answer it is to predict. The draw for i depends on the
+/// seed and i alone, so it is the same in every batch and while generating.
+fn shuffled_rows(batch: &Packed, seed: u64) -> Vec<u32> {
+    let mut rng = stream(seed, &["shuffled-residual"]);
+    let earlier: Vec<usize> = (0..batch.longest()).map(|i| if i == 0 { 0 } else { rng.random_range(0..i) }).collect();
+    let spans = batch.offsets.windows(2);
+    spans
+        .flat_map(|span| {
+            let (start, end) = (span[0], span[1]);
+            earlier.iter().take(end - start).map(move |&i| (start + i) as u32)
+        })
+        .collect()
+}
+
+/// The fixed vector of the arm `random`: a seeded direction with the embedding table's mean row norm.
+fn random_vector(model: &Transformer, seed: u64) -> Result<Tensor> {
+    let table = model.embedding().detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    let mean_norm = table.sqr()?.sum(D::Minus1)?.sqrt()?.mean_all()?.to_scalar::<f64>()?;
+    let mut rng = stream(seed, &["random-residual"]);
+    let direction: Vec<f64> = (0..table.dim(1)?).map(|_| StandardNormal.sample(&mut rng)).collect();
+    let norm = direction.iter().map(|v: &f64| v * v).sum::<f64>().sqrt();
+    let vector: Vec<f64> = direction.iter().map(|v| v * mean_norm / norm).collect();
+    let width = vector.len();
+    Tensor::from_vec(vector, (1, width), &Device::Cpu)?.to_dtype(model.dtype())?.to_device(model.device())
+}

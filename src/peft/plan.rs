@@ -1,0 +1,227 @@
+//! Which linears get a module, and where the initial residual goes and why not elsewhere.
+
+use super::config::{Method, PeftConfig, Placement, Policy};
+use crate::model::{Architecture, Role};
+use std::fmt;
+
+/// One linear that gets a module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedModule {
+    /// The block, from 0.
+    pub layer: usize,
+    /// The linear's role.
+    pub role: Role,
+    /// Its Hugging Face module path, such as `model.layers.3.mlp.up_proj`.
+    pub path: String,
+    /// Where the branch stands.
+    pub position: Position,
+    /// Width that the branch reads.
+    pub input: usize,
+    /// Width that the branch writes.
+    pub output: usize,
+    /// Trainable numbers: `width·(input + output)`.
+    pub trainable: u64,
+    /// Whether the residual is mixed into the branch's input, or why not.
+    pub residual: Mixing,
+}
+
+/// Where a branch stands relative to its linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Reads the linear's input, adds to its output.
+    Beside,
+    /// Changes the linear's input.
+    Before,
+    /// Changes the linear's output.
+    After,
+}
+
+/// Whether the initial residual enters a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixing {
+    /// It does.
+    Mixed,
+    /// No residual was asked for.
+    Vanilla,
+    /// The policy `official` mixes into the first feed-forward linear only.
+    NotFirstFeedForward,
+    /// The branch reads attention's output, not a token state of width d.
+    ReadsAttention,
+    /// The branch reads the feed-forward's inner activation, not a token state of width d.
+    ReadsInner,
+}
+
+impl fmt::Display for Mixing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mixed => "yes",
+            Self::Vanilla => "no: vanilla (lambda 0)",
+            Self::NotFirstFeedForward => "no: policy official mixes into the first feed-forward linear only",
+            Self::ReadsAttention => "no: its input is attention's output, not a token state",
+            Self::ReadsInner => "no: its input is the feed-forward's inner activation, not a token state",
+        })
+    }
+}
+
+/// Why a plan cannot be made.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A target names no linear of the model.
+    #[error("target \"{target}\" matches no linear of the model; its linears are {names}")]
+    NoSuchTarget {
+        /// The target.
+        target: String,
+        /// The names that would match.
+        names: String,
+    },
+    /// No targets at all.
+    #[error("no targets were given; name some of {names}")]
+    NoTargets {
+        /// The names that would match.
+        names: String,
+    },
+    /// A number that makes no sense.
+    #[error("{key} is {value}; it must be {range}")]
+    OutOfRange {
+        /// The option.
+        key: &'static str,
+        /// What it was.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+}
+
+/// The plan of a PEFT run over a model, in the model's order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The modules, by block and role.
+    pub modules: Vec<PlannedModule>,
+}
+
+impl Plan {
+    /// Plans `config` over a model.
+    ///
+    /// # Errors
+    /// A target that matches nothing, or a size or λ out of range.
+    pub fn new(architecture: &Architecture, config: &PeftConfig) -> Result<Self, PlanError> {
+        check_ranges(config)?;
+        let names = || Role::ALL.map(|role| architecture.names.target(role)).join(", ");
+        if config.targets.is_empty() {
+            return Err(PlanError::NoTargets { names: names() });
+        }
+        let mut modules = Vec::new();
+        let mut used = vec![false; config.targets.len()];
+        for layer in 0..architecture.layers {
+            for role in Role::ALL {
+                let path = architecture.linear_path(layer, role);
+                let mut hit = false;
+                for (target, used) in config.targets.iter().zip(&mut used) {
+                    if is_target(&path, target) {
+                        (hit, *used) = (true, true);
+                    }
+                }
+                if hit {
+                    modules.push(planned(architecture, config, layer, role));
+                }
+            }
+        }
+        match config.targets.iter().zip(used).find(|(_, used)| !used) {
+            Some((target, _)) => Err(PlanError::NoSuchTarget { target: target.clone(), names: names() }),
+            None => Ok(Self { modules }),
+        }
+    }
+
+    /// Trainable numbers of the whole plan.
+    #[must_use]
+    pub fn trainable(&self) -> u64 {
+        self.modules.iter().map(|m| m.trainable).sum()
+    }
+
+    /// How many modules receive the residual.
+    #[must_use]
+    pub fn mixed(&self) -> usize {
+        self.modules.iter().filter(|m| m.residual == Mixing::Mixed).count()
+    }
+}
+
+/// PEFT's rule: the whole path, or its end from a dot on.
+fn is_target(path: &str, target: &str) -> bool {
+    path.strip_suffix(target).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+fn planned(architecture: &Architecture, config: &PeftConfig, layer: usize, role: Role) -> PlannedModule {
+    let position = match config.method {
+        Method::Adapter { placement: Placement::Series, .. } if role.reads_stream() => Position::Before,
+        Method::Adapter { placement: Placement::Series, .. } => Position::After,
+        _ => Position::Beside,
+    };
+    let (linear_input, linear_output) = (architecture.input_width(role), architecture.output_width(role));
+    let (input, output) = match position {
+        Position::Beside => (linear_input, linear_output),
+        Position::Before => (linear_input, linear_input),
+        Position::After => (linear_output, linear_output),
+    };
+    PlannedModule {
+        layer,
+        role,
+        path: architecture.linear_path(layer, role),
+        position,
+        input,
+        output,
+        trainable: (config.method.width() * (input + output)) as u64,
+        residual: mixing(config, role, position),
+    }
+}
+
+fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
+    let Some(residual) = &config.residual else { return Mixing::Vanilla };
+    // An adapter after a linear reads that linear's output, a token state of width d.
+    let reads_state = role.reads_stream() || position == Position::After;
+    match (reads_state, role) {
+        (false, Role::AttentionOutput) => return Mixing::ReadsAttention,
+        (false, _) => return Mixing::ReadsInner,
+        _ => {}
+    }
+    let official = match position {
+        // The released series adapters stand in front of gate and up, both with h0.
+        Position::Before => matches!(role, Role::Gate | Role::Up),
+        _ => role == Role::Up,
+    };
+    match residual.policy {
+        Policy::All => Mixing::Mixed,
+        Policy::Official if official => Mixing::Mixed,
+        Policy::Official => Mixing::NotFirstFeedForward,
+    }
+}
+
+fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
+    let fail = |key, value: String, range| Err(PlanError::OutOfRange { key, value, range });
+    match config.method {
+        Method::Lora { rank, alpha, dropout, .. } => {
+            if rank == 0 {
+                return fail("rank", rank.to_string(), "at least 1");
+            }
+            if !(alpha.is_finite() && alpha > 0.0) {
+                return fail("alpha", alpha.to_string(), "a number above 0");
+            }
+            if !(0.0..1.0).contains(&dropout) {
+                return fail("dropout", dropout.to_string(), "in [0, 1)");
+            }
+        }
+        Method::Adapter { bottleneck, scale, .. } => {
+            if bottleneck == 0 {
+                return fail("bottleneck", bottleneck.to_string(), "at least 1");
+            }
+            if !(scale.is_finite() && scale > 0.0) {
+                return fail("scale", scale.to_string(), "a number above 0");
+            }
+        }
+    }
+    match config.residual {
+        Some(residual) if !(0.0..=1.0).contains(&residual.lambda) => {
+            fail("sibo-lambda", residual.lambda.to_string(), "in [0, 1]")
+        }
+        _ => Ok(()),
+    }
+}

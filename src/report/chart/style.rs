@@ -1,0 +1,103 @@
+//! Colours, markers and dashes that stay apart in print, in grey, and to colour-blind eyes.
+
+use super::drawing::{Drawing, Ink, Spot, disc};
+
+/// Palette of Okabe and Ito (2008) without its yellow, which is lost on white paper.
+const PALETTE: [(u8, u8, u8); 7] =
+    [(0, 0, 0), (213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)];
+
+/// Dashes and gaps in points; the empty one is a solid line.
+const DASHES: [&[f64]; 5] = [&[], &[5.0, 1.6], &[1.6, 1.4], &[6.0, 1.4, 1.4, 1.4], &[3.0, 1.4]];
+
+const MARKERS: [Marker; 6] = [Marker::Circle, Marker::Square, Marker::Up, Marker::Diamond, Marker::Down, Marker::Cross];
+
+pub(super) const TEXT: Ink = Ink::solid((34, 34, 34));
+pub(super) const SOFT_TEXT: Ink = Ink::solid((90, 90, 90));
+pub(super) const AXIS: Ink = Ink::solid((110, 110, 110));
+pub(super) const GRID: Ink = Ink::solid((228, 228, 228));
+pub(super) const PAPER: Ink = Ink::solid((255, 255, 255));
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marker {
+    Circle,
+    Square,
+    Up,
+    Diamond,
+    Down,
+    Cross,
+}
+
+/// How the series number `index` looks, everywhere in a figure.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    rgb: (u8, u8, u8),
+    marker: Marker,
+    /// Dash pattern of the line, in points.
+    pub dashes: &'static [f64],
+}
+
+impl Style {
+    pub(super) fn of(index: usize) -> Self {
+        // The three lists have coprime lengths, so a combination repeats only after 210 series.
+        let pick = |length: usize| index % length;
+        Self {
+            rgb: PALETTE.get(pick(PALETTE.len())).copied().unwrap_or_default(),
+            marker: MARKERS.get(pick(MARKERS.len())).copied().unwrap_or(Marker::Circle),
+            dashes: DASHES.get(pick(DASHES.len())).copied().unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn ink(&self) -> Ink {
+        Ink::solid(self.rgb)
+    }
+
+    pub(super) fn band(&self) -> Ink {
+        Ink { rgb: self.rgb, alpha: 0.16 }
+    }
+
+    pub(super) fn fill(&self) -> Ink {
+        Ink { rgb: self.rgb, alpha: 0.3 }
+    }
+
+    /// The colour darkened until small text in it is readable on white.
+    pub(super) fn text(&self) -> Ink {
+        let darker = |channel: u8| (f64::from(channel) * 0.72) as u8;
+        Ink::solid((darker(self.rgb.0), darker(self.rgb.1), darker(self.rgb.2)))
+    }
+
+    /// Draws the marker, filled with a white rim, or hollow.
+    pub(super) fn mark(&self, drawing: &mut Drawing, at: Spot, hollow: bool) {
+        let (x, y) = at;
+        let outline = |radius: f64| -> Vec<Spot> {
+            let corners: &[Spot] = match self.marker {
+                Marker::Circle => return disc(at, radius),
+                Marker::Square => &[(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
+                Marker::Up => &[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)],
+                Marker::Down => &[(0.0, 1.2), (1.1, -0.8), (-1.1, -0.8)],
+                Marker::Diamond => &[(0.0, -1.25), (1.1, 0.0), (0.0, 1.25), (-1.1, 0.0)],
+                Marker::Cross => &[
+                    (-1.1, -0.38),
+                    (-0.38, -0.38),
+                    (-0.38, -1.1),
+                    (0.38, -1.1),
+                    (0.38, -0.38),
+                    (1.1, -0.38),
+                    (1.1, 0.38),
+                    (0.38, 0.38),
+                    (0.38, 1.1),
+                    (-0.38, 1.1),
+                    (-0.38, 0.38),
+                    (-1.1, 0.38),
+                ],
+            };
+            corners.iter().map(|(dx, dy)| (x + radius * dx, y + radius * dy)).collect()
+        };
+        if hollow {
+            drawing.polygon(outline(2.7), self.ink());
+            drawing.polygon(outline(1.55), PAPER);
+        } else {
+            drawing.polygon(outline(2.5), PAPER);
+            drawing.polygon(outline(1.95), self.ink());
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The percentile bootstrap over texts or items (Efron 1979), many series at a time.
+
+use super::{Interval, REPLICATES, StatisticsError, check_level, check_values, differences};
+use crate::random;
+use ndarray::Array2;
+use rand::Rng;
+use rayon::prelude::*;
+
+/// Replicates whose counts are in memory at a time, per thread.
+const BLOCK: usize = 128;
+/// Series whose replicate means are in memory at a time.
+const CHUNK: usize = 256;
+
+/// Resamples of `items` texts, shared by every series measured on them: layers, measures and runs are
+/// then resampled together, and a difference is paired by construction.
+///
+/// Replicate `r` draws from the counter-based stream of (seed, r), so nothing is stored but the seed,
+/// and the intervals do not depend on threads or on which series are asked for together.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    items: usize,
+    replicates: usize,
+    seed: u64,
+}
+
+impl Bootstrap {
+    /// Resamples of `items` texts, `replicates` of them ([`REPLICATES`] for what is published).
+    ///
+    /// # Errors
+    /// No item or no replicate, or more items than a u32 counts.
+    pub fn new(items: usize, replicates: usize, seed: u64) -> Result<Self, StatisticsError> {
+        for got in [items, replicates] {
+            if got == 0 {
+                return Err(StatisticsError::TooFew { statistic: "bootstrap", needed: 1, got });
+            }
+        }
+        if u32::try_from(items).is_err() {
+            let (name, value) = ("number of items", items as f64);
+            let range = "less than 2^32";
+            return Err(StatisticsError::OutOfRange { statistic: "bootstrap", name, value, range });
+        }
+        Ok(Self { items, replicates, seed })
+    }
+
+    /// The percentile interval of the mean of each series, at `level` (0.95). Percentiles are
+    /// interpolated linearly, as numpy's are.
+    ///
+    /// # Errors
+    /// A series of another length than `items`, a value that is not finite, a level outside (0, 1).
+    pub fn intervals(&self, series: &[&[f64]], level: f64) -> Result<Vec<Interval>, StatisticsError> {
+        check_level("bootstrap", level)?;
+        for values in series {
+            check_values("bootstrap", values, 1)?;
+            if values.len() != self.items {
+                let (left, right) = (values.len(), self.items);
+                return Err(StatisticsError::Unpaired { statistic: "bootstrap", left, right });
+            }
+        }
+        let tail = (1.0 - level) / 2.0;
+        Ok(series.chunks(CHUNK).flat_map(|chunk| self.chunk_intervals(chunk, tail)).collect())
+    }
+
+    fn chunk_intervals(&self, series: &[&[f64]], tail: f64) -> Vec<Interval> {
+        let mut values = Array2::<f64>::zeros((self.items, series.len()));
+        for (mut column, series) in values.columns_mut().into_iter().zip(series) {
+            for (cell, value) in column.iter_mut().zip(*series) {
+                *cell = *value;
+            }
+        }
+        let starts: Vec<usize> = (0..self.replicates).step_by(BLOCK).collect();
+        let blocks: Vec<Array2<f64>> = starts
+            .into_par_iter()
+            .map(|start| self.counts(start, BLOCK.min(self.replicates - start)).dot(&values))
+            .collect();
+        (0..series.len())
+            .into_par_iter()
+            .map(|index| {
+                let mut sums: Vec<f64> = blocks.iter().flat_map(|block| block.column(index).to_vec()).collect();
+                let n = self.items as f64;
+                Interval { low: quantile(&mut sums, tail) / n, high: quantile(&mut sums, 1.0 - tail) / n }
+            })
+            .collect()
+    }
+
+    /// How often each item is drawn in replicates `start..start + rows`, shape [rows, items].
+    fn counts(&self, start: usize, rows: usize) -> Array2<f64> {
+        let stream = random::stream(self.seed, &["bootstrap"]);
+        let items = self.items as u32;
+        let mut counts = Array2::<f64>::zeros((rows, self.items));
+        for (row, mut count) in counts.rows_mut().into_iter().enumerate() {
+            let mut rng = stream.clone();
+            rng.set_stream((start + row) as u64);
+            for _ in 0..items {
+                if let Some(cell) = count.get_mut(rng.random_range(0..items) as usize) {
+                    *cell += 1.0;
+                }
+            }
+        }
+        counts
+    }
+}
+
+/// Percentile interval of the mean of `values` over [`REPLICATES`] resamples, at `level`.
+///
+/// # Errors
+/// No value, one that is not finite, or a level outside (0, 1).
+pub fn bootstrap_mean_interval(values: &[f64], level: f64, seed: u64) -> Result<Interval, StatisticsError> {
+    let interval = Bootstrap::new(values.len(), REPLICATES, seed)?.intervals(&[values], level)?;
+    interval.first().copied().ok_or(StatisticsError::TooFew { statistic: "bootstrap", needed: 1, got: 0 })
+}
+
+/// Mean of `a − b` and its percentile interval; `a[i]` and `b[i]` were measured on the same item.
+///
+/// # Errors
+/// Unequal lengths, no value, one that is not finite, or a level outside (0, 1).
+pub fn paired_bootstrap_difference(
+    a: &[f64],
+    b: &[f64],
+    level: f64,
+    seed: u64,
+) -> Result<(f64, Interval), StatisticsError> {
+    let differences = differences("paired bootstrap", a, b)?;
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    Ok((mean, bootstrap_mean_interval(&differences, level, seed)?))
+}
+
+/// The `p` quantile (type 7 of Hyndman and Fan 1996); reorders `values`, of which there is at least one.
+fn quantile(values: &mut [f64], p: f64) -> f64 {
+    let place = p * (values.len().saturating_sub(1)) as f64;
+    let below = (place.floor() as usize).min(values.len().saturating_sub(1));
+    let (_, &mut low, above) = values.select_nth_unstable_by(below, f64::total_cmp);
+    let high = above.iter().copied().reduce(f64::min).unwrap_or(low);
+    low + (place - below as f64) * (high - low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_distr::{Distribution, Exp1, StandardNormal};
+
+    #[test]
+    fn quantiles_are_numpys() {
+        let mut values = [3.0, 1.0, 2.0, 10.0];
+        assert_eq!(quantile(&mut values, 0.5), 2.5);
+        assert_eq!(quantile(&mut values, 0.0), 1.0);
+        assert_eq!(quantile(&mut values, 1.0), 10.0);
+        assert!((quantile(&mut values, 0.9) - 7.9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn counts_are_those_of_a_resample() {
+        let bootstrap = Bootstrap::new(50, 300, 3).unwrap();
+        let counts = bootstrap.counts(0, 300);
+        assert!(counts.rows().into_iter().all(|row| row.sum() == 50.0));
+        let first: f64 = counts.column(0).mean().unwrap();
+        assert!((first - 1.0).abs() < 0.2, "each item is drawn once a resample on average: {first}");
+        assert_eq!(counts.row(7).to_vec(), bootstrap.counts(7, 1).row(0).to_vec(), "a row depends on its number alone");
+    }
+
+    #[test]
+    fn the_interval_is_that_of_the_normal_law_for_many_texts() {
+        // mean 0, standard error s/√n: the percentile interval is mean ± 1.96·se up to Monte Carlo error.
+        let mut rng = random::stream(1, &["test"]);
+        let values: Vec<f64> = (0..400).map(|_| StandardNormal.sample(&mut rng)).collect();
+        let (mean, _) = super::super::mean_and_std(&values).unwrap();
+        let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 400.0 / 400.0).sqrt();
+        let interval = bootstrap_mean_interval(&values, 0.95, 9).unwrap();
+        assert!((interval.low - (mean - 1.96 * spread)).abs() < 0.06 * spread, "{interval:?}");
+        assert!((interval.high - (mean + 1.96 * spread)).abs() < 0.06 * spread, "{interval:?}");
+    }
+
+    #[test]
+    fn a_series_has_one_interval_alone_or_among_others() {
+        let (a, b): (Vec<f64>, Vec<f64>) = (0..40).map(|i| ((i as f64).sin(), (i as f64).cos())).unzip();
+        let bootstrap = Bootstrap::new(40, 1000, 5).unwrap();
+        let both = bootstrap.intervals(&[&a, &b], 0.95).unwrap();
+        let alone = bootstrap.intervals(&[&b], 0.95).unwrap();
+        assert!((both[1].low - alone[0].low).abs() < 1e-12 && (both[1].high - alone[0].high).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_constant_difference_has_no_width() {
+        let a: Vec<f64> = (0..30).map(f64::from).collect();
+        let b: Vec<f64> = a.iter().map(|value| value - 0.5).collect();
+        let (mean, interval) = paired_bootstrap_difference(&a, &b, 0.95, 1).unwrap();
+        assert_eq!((mean, interval.low, interval.high), (0.5, 0.5, 0.5));
+    }
+
+    #[test]
+    fn ninety_five_percent_of_intervals_cover_a_skewed_mean() {
+        let bootstrap = Bootstrap::new(100, 1000, 11).unwrap();
+        let mut rng = random::stream(2, &["coverage"]);
+        let samples: Vec<Vec<f64>> = (0..500).map(|_| (0..100).map(|_| Exp1.sample(&mut rng)).collect()).collect();
+        let series: Vec<&[f64]> = samples.iter().map(Vec::as_slice).collect();
+        let covered = bootstrap.intervals(&series, 0.95).unwrap().iter().filter(|i| i.contains(1.0)).count();
+        assert!((455..=485).contains(&covered), "{covered} of 500");
+    }
+
+    #[test]
+    fn a_whole_report_takes_seconds() {
+        // 30 layers × 6 measures × 4 runs on 500 texts.
+        let series: Vec<Vec<f64>> = (0..720).map(|s| (0..500).map(|i| f64::from(s * i).sin()).collect()).collect();
+        let views: Vec<&[f64]> = series.iter().map(Vec::as_slice).collect();
+        let start = std::time::Instant::now();
+        let intervals = Bootstrap::new(500, REPLICATES, 1).unwrap().intervals(&views, 0.95).unwrap();
+        assert_eq!(intervals.len(), 720);
+        // The bound is loose, since the machine may be busy: a naive resampling takes over 30 s.
+        assert!(start.elapsed().as_secs() < 15, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        let bootstrap = Bootstrap::new(3, 10, 0).unwrap();
+        assert!(matches!(bootstrap.intervals(&[&[1.0]], 0.95), Err(StatisticsError::Unpaired { .. })));
+        assert!(matches!(
+            bootstrap.intervals(&[&[1.0, 2.0, f64::INFINITY]], 0.95),
+            Err(StatisticsError::NotFinite { .. })
+        ));
+        assert!(matches!(bootstrap.intervals(&[&[1.0, 2.0, 3.0]], 95.0), Err(StatisticsError::OutOfRange { .. })));
+        assert!(Bootstrap::new(0, 10, 0).is_err());
+        assert!(paired_bootstrap_difference(&[1.0], &[1.0, 2.0], 0.95, 0).is_err());
+    }
+}

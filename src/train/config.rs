@@ -1,0 +1,302 @@
+//! The settings of a training run: one TOML, one seed.
+
+use crate::data::LossOn;
+use crate::model::Architecture;
+use crate::peft::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Every setting of a run. The defaults are those of the released SIBO code (see `docs/training.md`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainConfig {
+    /// Hub name, folder, or `embedded`.
+    pub model: String,
+    /// A hub revision.
+    pub revision: Option<String>,
+    /// Training data.
+    pub data: PathBuf,
+    /// The run folder.
+    pub out: PathBuf,
+    /// What is trained.
+    pub method: MethodName,
+    /// Linears that get a module; empty: the method's default.
+    pub targets: Vec<String>,
+    /// LoRA's rank.
+    pub rank: usize,
+    /// LoRA's α; by default twice the rank.
+    pub alpha: Option<f64>,
+    /// Dropout on LoRA's input.
+    pub dropout: f64,
+    /// The adapter's inner width.
+    pub bottleneck: usize,
+    /// The adapter's scale.
+    pub adapter_scale: f64,
+    /// λ of the initial residual; 0 is vanilla.
+    pub sibo_lambda: f64,
+    /// Which modules receive it.
+    pub sibo_policy: Policy,
+    /// What the λ term reads.
+    pub residual: Arm,
+    /// An adapter to start from.
+    pub init_adapter: Option<PathBuf>,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Its course after the warm-up.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradient norm to clip at; 0 is off.
+    pub max_grad_norm: f64,
+    /// Sequences of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub accumulate: usize,
+    /// Optimizer steps; unset: by epochs.
+    pub steps: Option<u64>,
+    /// Passes over the data where no steps are given.
+    pub epochs: u64,
+    /// Longest sequence in tokens; longer ones are cut.
+    pub cutoff: usize,
+    /// Examples held out; unset: 120, or a tenth of the data if that is less.
+    pub val_size: Option<usize>,
+    /// Steps between validations.
+    pub eval_every: u64,
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// Steps between similarity measurements of the held-out texts; 0 is never.
+    pub probe_every: u64,
+    /// Texts of the probe set, a text a line; unset: the first 32 validation examples.
+    pub probe_texts: Option<PathBuf>,
+    /// Validations without improvement after which training stops; 0 is never.
+    pub patience: u64,
+    /// Which tokens are targets.
+    pub loss_on: LossOn,
+    /// How records become text.
+    pub template: String,
+    /// Keep the file's order.
+    pub no_shuffle: bool,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// What is computed in.
+    pub dtype: DtypeName,
+    /// Where.
+    pub device: String,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            model: "embedded".to_owned(),
+            revision: None,
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+            method: MethodName::Lora,
+            targets: Vec::new(),
+            rank: 32,
+            alpha: None,
+            dropout: 0.05,
+            bottleneck: 256,
+            adapter_scale: 1.0,
+            sibo_lambda: 0.0,
+            sibo_policy: Policy::Official,
+            residual: Arm::H0,
+            init_adapter: None,
+            lr: 3e-4,
+            schedule: Schedule::Linear,
+            warmup_steps: 100,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            batch_size: 4,
+            accumulate: 4,
+            steps: None,
+            epochs: 3,
+            cutoff: 256,
+            val_size: None,
+            eval_every: 80,
+            save_every: 80,
+            probe_every: 80,
+            probe_texts: None,
+            patience: 0,
+            loss_on: LossOn::All,
+            template: "alpaca".to_owned(),
+            no_shuffle: false,
+            seed: 42,
+            dtype: DtypeName::F32,
+            device: "auto".to_owned(),
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum MethodName {
+    /// Low-rank updates beside linears.
+    Lora,
+    /// Bottleneck adapters in front of or after linears.
+    Adapter,
+    /// Bottleneck adapters beside linears.
+    AdapterParallel,
+    /// Every weight.
+    Full,
+}
+
+/// The learning rate's course after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Schedule {
+    /// Falls to 0 in a straight line.
+    Linear,
+    /// Falls to 0 along half a cosine.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// The type that is computed in on a CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum DtypeName {
+    /// Single precision.
+    F32,
+    /// Double precision, for checks.
+    F64,
+}
+
+impl From<DtypeName> for candle_core::DType {
+    fn from(name: DtypeName) -> Self {
+        match name {
+            DtypeName::F32 => Self::F32,
+            DtypeName::F64 => Self::F64,
+        }
+    }
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{key} is {value}; it must be {range}")]
+pub struct SettingError {
+    /// The setting.
+    pub key: &'static str,
+    /// What it was.
+    pub value: String,
+    /// What it may be.
+    pub range: &'static str,
+}
+
+impl TrainConfig {
+    /// The PEFT configuration for a model; `None` for full fine-tuning.
+    #[must_use]
+    pub fn peft(&self, architecture: &Architecture) -> Option<PeftConfig> {
+        let method = match self.method {
+            MethodName::Full => return None,
+            MethodName::Lora => Method::Lora {
+                rank: self.rank,
+                alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
+                dropout: self.dropout,
+                rank_stabilised: false,
+            },
+            MethodName::Adapter => self.adapter(Placement::Series),
+            MethodName::AdapterParallel => self.adapter(Placement::Parallel),
+        };
+        let targets = if self.targets.is_empty() { method.default_targets() } else { self.targets.clone() };
+        Some(PeftConfig { method, targets, residual: self.residual_config(architecture) })
+    }
+
+    fn adapter(&self, placement: Placement) -> Method {
+        Method::Adapter { bottleneck: self.bottleneck, scale: self.adapter_scale, placement }
+    }
+
+    /// The initial residual; `None` where λ is 0.
+    #[must_use]
+    pub fn residual_config(&self, architecture: &Architecture) -> Option<ResidualConfig> {
+        // λ = NaN is kept so that the plan refuses it.
+        (self.sibo_lambda != 0.0).then_some(ResidualConfig {
+            lambda: self.sibo_lambda,
+            policy: self.sibo_policy,
+            arm: self.residual,
+            h0_kind: architecture.h0_kind,
+            seed: self.seed,
+        })
+    }
+
+    /// Refuses what cannot be run.
+    ///
+    /// # Errors
+    /// The first setting out of range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let fail = |key, value: String, range| Err(SettingError { key, value, range });
+        if !(self.lr.is_finite() && self.lr >= 0.0) {
+            return fail("lr", self.lr.to_string(), "a number of at least 0");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return fail("weight-decay", self.weight_decay.to_string(), "a number of at least 0");
+        }
+        if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
+            return fail("max-grad-norm", self.max_grad_norm.to_string(), "a number of at least 0 (0 = off)");
+        }
+        if !(0.0..=1.0).contains(&self.sibo_lambda) {
+            return fail("sibo-lambda", self.sibo_lambda.to_string(), "in [0, 1]");
+        }
+        for (key, value) in [("batch-size", self.batch_size), ("accumulate", self.accumulate)] {
+            if value == 0 {
+                return fail(key, "0".to_owned(), "at least 1");
+            }
+        }
+        if self.cutoff < 2 {
+            return fail("cutoff", self.cutoff.to_string(), "at least 2 tokens");
+        }
+        for (key, value) in [("eval-every", self.eval_every), ("save-every", self.save_every)] {
+            if value == 0 {
+                return fail(key, "0".to_owned(), "at least 1");
+            }
+        }
+        if self.steps == Some(0) || (self.steps.is_none() && self.epochs == 0) {
+            return fail("steps", "0".to_owned(), "at least 1");
+        }
+        if self.method == MethodName::Full && self.sibo_lambda > 0.0 {
+            let range = "0 for full fine-tuning, which has no module that could read the initial residual";
+            return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
+        }
+        if self.method == MethodName::Full && self.init_adapter.is_some() {
+            return fail("init-adapter", "set".to_owned(), "unset for full fine-tuning");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_toml_overrides_defaults_and_unknown_keys_are_refused() {
+        let config: TrainConfig =
+            toml::from_str("sibo-lambda = 0.2\nmethod = \"adapter\"\nsibo-policy = \"all\"").unwrap();
+        assert_eq!((config.sibo_lambda, config.method, config.sibo_policy), (0.2, MethodName::Adapter, Policy::All));
+        assert_eq!(config.lr, 3e-4);
+        let error = toml::from_str::<TrainConfig>("sibo_lamda = 0.2").unwrap_err().to_string();
+        assert!(error.contains("sibo_lamda"), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let with = |change: fn(&mut TrainConfig)| {
+            let mut config = TrainConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().key
+        };
+        assert_eq!(with(|c| c.sibo_lambda = f64::NAN), "sibo-lambda");
+        assert_eq!(with(|c| c.sibo_lambda = 1.5), "sibo-lambda");
+        assert_eq!(with(|c| c.lr = f64::INFINITY), "lr");
+        assert_eq!(with(|c| c.batch_size = 0), "batch-size");
+        assert_eq!(with(|c| c.steps = Some(0)), "steps");
+        assert_eq!(TrainConfig::default().check(), Ok(()));
+    }
+}

@@ -1,0 +1,126 @@
+//! One optimizer step, and the loss over held-out examples.
+
+use super::optimizer::{AdamW, Moments, clip, gradient_norm};
+use super::{Subject, TrainError};
+use crate::data::{Example, Packed, targets_and_weights};
+use crate::kernels;
+use crate::model::Pass;
+use crate::peft::{DropoutKey, Peft};
+use crate::probe::Silent;
+use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
+
+/// What one optimizer step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over all target tokens of the batch, before the update, in nats.
+    pub loss: f64,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// Target tokens.
+    pub targets: usize,
+    /// Norm of all gradients before clipping.
+    pub gradient_norm: f64,
+}
+
+/// The gradients of the mean loss over all target tokens of the micro-batches, and that loss.
+///
+/// # Errors
+/// A trainable tensor receives no gradient, or loss or gradient is not finite.
+pub fn gradients(
+    subject: &Subject,
+    micro_batches: &[Vec<&Example>],
+    dropout: Option<(u64, u64)>,
+    step: u64,
+) -> Result<(BTreeMap<String, Tensor>, StepReport), TrainError> {
+    let targets: usize = micro_batches.iter().flatten().map(|e| e.loss.iter().filter(|&&l| l).count()).sum();
+    let (mut total, mut tokens) = (0.0, 0);
+    let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (index, examples) in micro_batches.iter().enumerate() {
+        let batch = packed(examples);
+        let (ids, weights) = targets_and_weights(examples);
+        let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
+        let sum = subject.model().loss_sum(&batch, &ids, &weights, &subject.pass(key))?;
+        total += sum.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        tokens += batch.ids.len();
+        let mut store = (sum / targets.max(1) as f64)?.backward()?;
+        for (name, variable) in subject.variables() {
+            let Some(gradient) = store.remove(variable.as_tensor()) else {
+                return Err(TrainError::NoGradient { tensor: name.clone() });
+            };
+            let folded = match summed.remove(name) {
+                Some(before) => (before + gradient)?,
+                None => gradient,
+            };
+            summed.insert(name.clone(), folded);
+        }
+    }
+    let loss = total / targets.max(1) as f64;
+    if !loss.is_finite() {
+        return Err(TrainError::Diverged { step, loss });
+    }
+    let norm = gradient_norm(&summed)?;
+    if !norm.is_finite() {
+        let sum = |g: &Tensor| g.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>();
+        let culprit = summed.iter().find(|(_, g)| !sum(g).is_ok_and(f64::is_finite));
+        let tensor = culprit.map_or_else(|| "all tensors together".to_owned(), |(name, _)| name.clone());
+        return Err(TrainError::NotFinite { step, tensor });
+    }
+    Ok((summed, StepReport { loss, tokens, targets, gradient_norm: norm }))
+}
+
+fn packed(examples: &[&Example]) -> Packed {
+    let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    Packed::from_sequences(&sequences)
+}
+
+/// One optimizer step: gradients, clipping at `max_norm` (0 is off), AdamW at `rate`.
+///
+/// # Errors
+/// As [`gradients`].
+#[expect(clippy::too_many_arguments, reason = "a step is made of these, and nothing else shares the bundle")]
+pub fn train_step(
+    subject: &Subject,
+    moments: &mut Moments,
+    settings: &AdamW,
+    rate: f64,
+    max_norm: f64,
+    micro_batches: &[Vec<&Example>],
+    dropout: Option<(u64, u64)>,
+    step: u64,
+) -> Result<StepReport, TrainError> {
+    let (mut gradients, report) = gradients(subject, micro_batches, dropout, step)?;
+    if max_norm > 0.0 {
+        clip(&mut gradients, report.gradient_norm, max_norm)?;
+    }
+    moments.update(settings, rate, subject.variables(), &gradients)?;
+    Ok(report)
+}
+
+/// Mean loss in nats over the target tokens of `examples`, and the share of them predicted exactly.
+///
+/// # Errors
+/// The model cannot be run.
+pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> Result<(f64, f64), TrainError> {
+    let frozen = subject.peft().map(Peft::frozen);
+    let pass = Pass::inference(frozen.as_ref());
+    let head = subject.model().head().detach();
+    let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
+    for group in examples.chunks(batch_size.max(1)) {
+        let batch = packed(group);
+        let (targets, weights) = targets_and_weights(group);
+        let states = subject.model().hidden_states(&batch, &pass, &mut Silent)?.detach();
+        let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
+        let wanted: Vec<u32> = targets.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(t, _)| *t).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let states = states.index_select(&Tensor::new(rows, states.device())?, 0)?;
+        let (losses, right) = kernels::token_losses_and_hits(&states, &head, &wanted)?;
+        loss += losses.iter().sum::<f64>();
+        hits += right.iter().filter(|&&r| r).count();
+        count += wanted.len();
+    }
+    let count = count.max(1) as f64;
+    Ok((loss / count, hits as f64 / count))
+}

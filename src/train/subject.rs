@@ -1,0 +1,100 @@
+//! What is being trained: a model with its PEFT modules, or a model whole.
+
+use super::TrainError;
+use crate::model::{Pass, Transformer, weights};
+use crate::peft::{DropoutKey, Peft, save_adapter};
+use candle_core::{Tensor, Var};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A model under training, and the variables that training moves.
+#[derive(Debug)]
+pub struct Subject {
+    model: Transformer,
+    peft: Option<Peft>,
+    variables: BTreeMap<String, Var>,
+}
+
+impl Subject {
+    /// Trains `peft` on the frozen `model`.
+    ///
+    /// # Errors
+    /// A tensor cannot be made a variable.
+    pub fn adapter(model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
+        let variables = peft.variables()?;
+        Ok(Self { model, peft: Some(peft), variables })
+    }
+
+    /// Trains every weight of `model`.
+    ///
+    /// # Errors
+    /// A tensor cannot be made a variable.
+    pub fn full(mut model: Transformer) -> Result<Self, TrainError> {
+        let variables = model.make_trainable()?;
+        Ok(Self { model, peft: None, variables })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// The PEFT modules, if that is what is trained.
+    #[must_use]
+    pub fn peft(&self) -> Option<&Peft> {
+        self.peft.as_ref()
+    }
+
+    /// The trainable tensors by name.
+    #[must_use]
+    pub fn variables(&self) -> &BTreeMap<String, Var> {
+        &self.variables
+    }
+
+    /// How many numbers are trained.
+    #[must_use]
+    pub fn trainable(&self) -> usize {
+        self.variables.values().map(|v| v.elem_count()).sum()
+    }
+
+    /// A pass in training.
+    #[must_use]
+    pub fn pass(&self, dropout: Option<DropoutKey>) -> Pass<'_> {
+        Pass { peft: self.peft.as_ref(), dropout }
+    }
+
+    /// Writes what was trained into the existing folder `folder`: the adapter, or the model's weights.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save(&self, folder: &Path, base_model: &str) -> Result<(), TrainError> {
+        match &self.peft {
+            Some(peft) => save_adapter(folder, peft, base_model)?,
+            None => {
+                let tensors: BTreeMap<String, Tensor> =
+                    self.variables.iter().map(|(name, v)| (name.clone(), v.as_detached_tensor())).collect();
+                let path = folder.join("model.safetensors");
+                weights::save_tensors(&path, &tensors, Some(("format", "pt")))
+                    .map_err(crate::model::ModelError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets every variable from tensors of the same names.
+    ///
+    /// # Errors
+    /// A tensor is missing or misshapen.
+    pub fn restore(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
+        for (name, variable) in &self.variables {
+            match tensors.get(name) {
+                Some(t) if t.shape() == variable.shape() => {
+                    variable.set(&t.to_dtype(variable.dtype())?.to_device(variable.device())?)?;
+                }
+                _ => return Err(TrainError::Checkpoint { problem: format!("{name} is missing or misshapen") }),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! The training loop: steps, validation, similarity, checkpoints, early stopping.
+
+use super::checkpoint::{Checkpoint, Progress};
+use super::config::TrainConfig;
+use super::events::{EventLog, StepEvent};
+use super::optimizer::{AdamW, Moments};
+use super::schedule::learning_rate;
+use super::step::{evaluate, train_step};
+use super::{Subject, TrainError};
+use crate::data::{EpochOrder, Example, Packed};
+use crate::measures::{CosineProbe, TokenSet};
+use crate::model::Pass;
+use crate::peft::Peft;
+use crate::persist;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What a run reads.
+#[derive(Debug, Default)]
+pub struct TrainData {
+    /// Training examples, in the file's order.
+    pub train: Vec<Example>,
+    /// Held-out examples.
+    pub validation: Vec<Example>,
+    /// Held-out texts whose similarity is watched.
+    pub probe: ProbeSet,
+}
+
+/// Held-out texts whose similarity is watched while training.
+#[derive(Debug, Default)]
+pub struct ProbeSet {
+    /// Token ids and special-token flags of every text.
+    pub texts: Vec<(Vec<u32>, Vec<bool>)>,
+}
+
+impl ProbeSet {
+    /// Mean token similarity (all tokens) of layers 0 to L and after the final norm.
+    ///
+    /// # Errors
+    /// The model cannot be run.
+    pub fn similarity(&self, subject: &Subject, batch_size: usize) -> Result<Vec<Option<f64>>, TrainError> {
+        let frozen = subject.peft().map(Peft::frozen);
+        let pass = Pass::inference(frozen.as_ref());
+        let mut probe = CosineProbe::new(subject.model().architecture().layers, None);
+        for group in self.texts.chunks(batch_size.max(1)) {
+            let batch = Packed::from_sequences(&group.iter().map(|(ids, _)| ids.as_slice()).collect::<Vec<_>>());
+            probe.expect(group.iter().map(|(ids, special)| (special.as_slice(), 0..ids.len())));
+            subject.model().hidden_states(&batch, &pass, &mut probe)?;
+        }
+        Ok(probe.curve(TokenSet::All))
+    }
+}
+
+/// Where a run writes.
+#[derive(Debug, Clone)]
+pub struct RunFiles {
+    folder: PathBuf,
+    base_model: String,
+}
+
+impl RunFiles {
+    /// The run folder and the base model's name, which adapters carry.
+    #[must_use]
+    pub fn new(folder: &Path, base_model: &str) -> Self {
+        Self { folder: folder.to_path_buf(), base_model: base_model.to_owned() }
+    }
+
+    /// The folder of the newest checkpoint.
+    #[must_use]
+    pub fn last(&self) -> PathBuf {
+        self.folder.join("last")
+    }
+
+    /// The folder of the best checkpoint by validation loss.
+    #[must_use]
+    pub fn best(&self) -> PathBuf {
+        self.folder.join("best")
+    }
+
+    /// The folder of the run's result: the best where there is validation, else the last.
+    #[must_use]
+    pub fn result(&self, subject: &Subject) -> PathBuf {
+        self.folder.join(if subject.peft().is_some() { "adapter" } else { "model" })
+    }
+
+    fn events(&self) -> PathBuf {
+        self.folder.join("events.jsonl")
+    }
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Called after every step with its event and the number of steps to come.
+    fn step(&mut self, event: &StepEvent, total: u64);
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Lowest validation loss and the step after which it was seen.
+    pub best: Option<(f64, u64)>,
+    /// Whether early stopping ended it.
+    pub stopped_early: bool,
+    /// The step that the run continued from, if it was resumed.
+    pub resumed_from: Option<u64>,
+}
+
+/// A training run over a subject and its data.
+pub struct Trainer<'a> {
+    config: &'a TrainConfig,
+    subject: &'a Subject,
+    data: &'a TrainData,
+    files: Option<&'a RunFiles>,
+    settings: AdamW,
+    stop_after: Option<u64>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run; without `files` nothing is written.
+    ///
+    /// # Errors
+    /// A setting makes no sense, or there is nothing to train on.
+    pub fn new(
+        config: &'a TrainConfig,
+        subject: &'a Subject,
+        data: &'a TrainData,
+        files: Option<&'a RunFiles>,
+    ) -> Result<Self, TrainError> {
+        config.check()?;
+        if data.train.is_empty() {
+            return Err(TrainError::NoData);
+        }
+        let settings =
+            AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: config.weight_decay, decay_vectors: true };
+        Ok(Self { config, subject, data, files, settings, stop_after: None })
+    }
+
+    /// Stops after `step` steps as an interruption would: with a checkpoint, without a result.
+    #[must_use]
+    pub fn stop_after(mut self, step: u64) -> Self {
+        self.stop_after = Some(step);
+        self
+    }
+
+    /// Optimizer steps of the whole run.
+    #[must_use]
+    pub fn total_steps(&self) -> u64 {
+        let per_step = self.config.batch_size * self.config.accumulate;
+        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()) as u64;
+        self.config.steps.unwrap_or(per_epoch * self.config.epochs)
+    }
+
+    /// Runs to the end, from the last checkpoint if `resume` and there is one.
+    ///
+    /// `fingerprint` names model, data and settings; a checkpoint of another is refused.
+    ///
+    /// # Errors
+    /// The run diverges, a tensor receives no gradient, or a file cannot be written.
+    pub fn run(&self, resume: bool, fingerprint: &str, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        let mut moments = Moments::default();
+        let mut progress = Progress::default();
+        let checkpoint = self.files.map(|files| (Checkpoint::new(&files.last(), fingerprint), files));
+        if resume
+            && let Some((checkpoint, _)) = &checkpoint
+            && let Some((saved, at)) = checkpoint.load(self.subject)?
+        {
+            (moments, progress) = (saved, at);
+        }
+        let resumed_from = (progress.step > 0).then_some(progress.step);
+        let mut log = match self.files {
+            Some(files) => Some(EventLog::open(&files.events(), progress.step)?),
+            None => None,
+        };
+        let total = self.total_steps();
+        let end = self.stop_after.map_or(total, |stop| stop.min(total));
+        let watches = self.config.probe_every > 0 && !self.data.probe.texts.is_empty();
+        let mut before = match watches && progress.step == 0 {
+            true => Some(self.data.probe.similarity(self.subject, self.config.batch_size)?),
+            false => None,
+        };
+        while progress.step < end && !progress.stopped {
+            let mut event = self.step(progress.step, &mut moments)?;
+            progress.step = event.step;
+            event.similarity_before = before.take();
+            let step = progress.step;
+            let due = |every: u64| every > 0 && (step.is_multiple_of(every) || step == total);
+            if due(self.config.eval_every) && !self.data.validation.is_empty() {
+                self.validate(&mut event, &mut progress)?;
+            }
+            if watches && due(self.config.probe_every) {
+                event.similarity = Some(self.data.probe.similarity(self.subject, self.config.batch_size)?);
+            }
+            if let Some(log) = &mut log {
+                log.append(&event)?;
+            }
+            observer.step(&event, total);
+            if let Some((checkpoint, files)) = &checkpoint
+                && (due(self.config.save_every) || progress.step == end || progress.stopped)
+            {
+                checkpoint.save(self.subject, &moments, &progress, &files.base_model)?;
+            }
+        }
+        if let Some(files) = self.files
+            && (progress.step >= total || progress.stopped)
+        {
+            self.write_result(files, progress.best.is_some())?;
+        }
+        Ok(Outcome { steps: progress.step, best: progress.best, stopped_early: progress.stopped, resumed_from })
+    }
+
+    /// The optimizer step after `done` steps.
+    fn step(&self, done: u64, moments: &mut Moments) -> Result<StepEvent, TrainError> {
+        let started = Instant::now();
+        let config = self.config;
+        let order = EpochOrder { seed: config.seed, shuffle: !config.no_shuffle };
+        let per_step = config.batch_size * config.accumulate;
+        let indices = order.batch_indices(done as usize, per_step, self.data.train.len());
+        let chosen: Vec<&Example> = indices.iter().filter_map(|&i| self.data.train.get(i)).collect();
+        let micro_batches: Vec<Vec<&Example>> = chosen.chunks(config.batch_size).map(<[_]>::to_vec).collect();
+        let total = self.total_steps();
+        let rate = learning_rate(config.schedule, config.lr, 0.0, config.warmup_steps, total, done);
+        let report = train_step(
+            self.subject,
+            moments,
+            &self.settings,
+            rate,
+            config.max_grad_norm,
+            &micro_batches,
+            Some((config.seed, done)),
+            done + 1,
+        )?;
+        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()).max(1);
+        Ok(StepEvent {
+            step: done + 1,
+            loss: report.loss,
+            lr: rate,
+            tokens: report.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            grad_norm: report.gradient_norm,
+            epoch: (done + 1) as f64 / per_epoch as f64,
+            val_loss: None,
+            val_accuracy: None,
+            similarity: None,
+            similarity_before: None,
+        })
+    }
+
+    fn validate(&self, event: &mut StepEvent, progress: &mut Progress) -> Result<(), TrainError> {
+        let examples: Vec<&Example> = self.data.validation.iter().collect();
+        let (loss, accuracy) = evaluate(self.subject, &examples, self.config.batch_size * self.config.accumulate)?;
+        (event.val_loss, event.val_accuracy) = (Some(loss), Some(accuracy));
+        if progress.best.is_none_or(|(best, _)| loss < best) {
+            (progress.best, progress.stale) = (Some((loss, event.step)), 0);
+            if let Some(files) = self.files {
+                persist::replace_folder(&files.best(), |folder| self.subject.save(folder, &files.base_model))?;
+            }
+        } else {
+            progress.stale += 1;
+            progress.stopped = self.config.patience > 0 && progress.stale >= self.config.patience;
+        }
+        Ok(())
+    }
+
+    fn write_result(&self, files: &RunFiles, has_best: bool) -> Result<(), TrainError> {
+        let best = if has_best { persist::whole_folder(&files.best()) } else { None };
+        persist::replace_folder(&files.result(self.subject), |folder| match &best {
+            None => self.subject.save(folder, &files.base_model),
+            Some(best) => copy_files(best, folder),
+        })
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<(), TrainError> {
+    let unreadable = |source| TrainError::Unreadable { file: from.display().to_string(), source };
+    for entry in std::fs::read_dir(from).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let bytes = std::fs::read(entry.path()).map_err(unreadable)?;
+        persist::write_file(&to.join(entry.file_name()), &bytes)?;
+    }
+    Ok(())
+}

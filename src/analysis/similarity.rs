@@ -179,13 +179,7 @@ fn groups(run: &RunValues) -> Vec<Option<String>> {
     all
 }
 
-fn series(
-    run: &RunValues,
-    group: &Option<String>,
-    point: usize,
-    form: CosineForm,
-    tokens: TokenSet,
-) -> Vec<Option<f64>> {
+fn series(run: &RunValues, group: &Option<String>, point: usize, form: CosineForm, tokens: TokenSet) -> Vec<Option<f64>> {
     let values = run.values.get(&form).map(Vec::as_slice).unwrap_or_default();
     let members = run.texts.iter().zip(values).filter(|((_, g, _), _)| group.is_none() || g == group);
     members.map(|(_, text)| text.get(point).and_then(|sets| sets.get(tokens as usize)?.value)).collect()
@@ -204,12 +198,7 @@ impl Intervals {
         Self { seed, pending: BTreeMap::new(), moments: Vec::new() }
     }
 
-    fn fill(
-        &mut self,
-        row: usize,
-        own: Vec<Option<f64>>,
-        other: Option<Vec<Option<f64>>>,
-    ) -> Result<(), StatisticsError> {
+    fn fill(&mut self, row: usize, own: Vec<Option<f64>>, other: Option<Vec<Option<f64>>>) -> Result<(), StatisticsError> {
         if let Some(other) = other {
             let pairs = own.iter().zip(&other).map(|(a, b)| Some((*a)? - (*b)?)).collect();
             self.add(row, true, pairs)?;

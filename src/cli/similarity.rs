@@ -149,7 +149,11 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     Ok(specs)
 }
 
-fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec<RunValues>, Vec<Value>)> {
+fn measure(
+    args: &SimilarityArgs,
+    specs: &[RunSpec],
+    quiet: bool,
+) -> Result<(Vec<RunValues>, Vec<Value>)> {
     let device = open::device(&args.device)?;
     let (mut runs, mut described) = (Vec::new(), Vec::new());
     let mut current: Option<((&str, Option<&str>), LoadedModel, Vec<EncodedText>)> = None;
@@ -239,8 +243,7 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
             });
         }
     }
-    let what =
-        args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
+    let what = args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
     ensure!(!all.is_empty(), "{}: {what}", args.texts.display());
     Ok(all)
 }
@@ -272,14 +275,7 @@ fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
     let mut points: Vec<(u32, &str)> = shown.iter().map(|r| (r.layer, r.site.as_str())).collect();
     points.dedup();
     let mut seen = Vec::new();
-    points.retain(|point| {
-        if seen.contains(point) {
-            false
-        } else {
-            seen.push(*point);
-            true
-        }
-    });
+    points.retain(|point| if seen.contains(point) { false } else { seen.push(*point); true });
     println!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
     for (layer, site) in points {
         let values = runs.iter().map(|run| {

@@ -3,16 +3,16 @@
 //! The cache is the one that Hugging Face's own tools use, and the same environment variables say where
 //! it is: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`.
 
+mod settings;
+
 use crate::hash;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+pub use settings::HubSettings;
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// Files beside the weights, each fetched if the model has it.
 const SIDE_FILES: [&str; 8] = [
@@ -121,53 +121,6 @@ pub enum HubError {
     },
 }
 
-/// Where models come from.
-#[derive(Debug, Clone)]
-pub struct HubSettings {
-    /// The hub's address, without a slash at its end.
-    pub endpoint: String,
-    /// The cache folder, with a folder `models--org--name` for each model.
-    pub cache: PathBuf,
-    /// The token sent with each request, if there is one.
-    pub token: Option<String>,
-    /// Never connect; take what the cache has.
-    pub offline: bool,
-    /// Show a progress bar for each file on a terminal.
-    pub progress: bool,
-}
-
-impl HubSettings {
-    /// The settings that the environment asks for, read as Hugging Face's own tools read them.
-    #[must_use]
-    pub fn from_env() -> Self {
-        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
-    }
-
-    /// The settings for the variables that `get` knows.
-    fn from_variables(get: impl Fn(&str) -> Option<OsString>) -> Self {
-        let text = |name: &str| get(name).and_then(|value| value.into_string().ok());
-        let home = get("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let cache = get("XDG_CACHE_HOME").map(PathBuf::from);
-            let cache =
-                cache.or_else(|| get("HOME").or_else(|| get("USERPROFILE")).map(|h| PathBuf::from(h).join(".cache")));
-            cache.unwrap_or_default().join("huggingface")
-        });
-        let cache = get("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
-        let token_file = get("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let token = text("HF_TOKEN").or_else(|| fs::read_to_string(token_file).ok());
-        let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
-        let yes = |value: String| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str());
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_string());
-        Self {
-            endpoint: endpoint.trim_end_matches('/').to_string(),
-            cache,
-            token,
-            offline: text("HF_HUB_OFFLINE").is_some_and(yes),
-            progress: true,
-        }
-    }
-}
-
 /// Where a model's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
@@ -255,7 +208,7 @@ pub fn fetch(name: &str, revision: Option<&str>, settings: &HubSettings) -> Resu
     let cache = std::path::absolute(&settings.cache)
         .map_err(|source| HubError::Cache { path: settings.cache.display().to_string(), source })?;
     let source = Source { name, revision, settings, cache };
-    if settings.offline { source.from_cache() } else { source.from_hub() }
+    if settings.offline { source.cached() } else { source.fetched() }
 }
 
 /// One model on one hub.
@@ -280,7 +233,7 @@ impl Source<'_> {
         ModelFiles { name: self.name.to_string(), folder, gguf: None, revision: Some(commit) }
     }
 
-    fn from_cache(&self) -> Result<ModelFiles, HubError> {
+    fn cached(&self) -> Result<ModelFiles, HubError> {
         let missing = |problem: String| HubError::NotCached {
             name: self.name.to_string(),
             revision: self.revision.to_string(),
@@ -309,7 +262,7 @@ impl Source<'_> {
         Ok(self.found(commit))
     }
 
-    fn from_hub(&self) -> Result<ModelFiles, HubError> {
+    fn fetched(&self) -> Result<ModelFiles, HubError> {
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.settings.endpoint.clone())
             .with_token(self.settings.token.clone())
@@ -373,7 +326,7 @@ impl Source<'_> {
     }
 
     fn transfer(&self, what: &str, problem: String) -> HubError {
-        let cached = self.from_cache().is_ok();
+        let cached = self.cached().is_ok();
         HubError::Transfer {
             name: self.name.to_string(),
             what: what.to_string(),
@@ -429,39 +382,17 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, String> {
 mod tests {
     use super::*;
 
-    fn settings(variables: &[(&str, &str)]) -> HubSettings {
-        let variables = variables.to_vec();
-        HubSettings::from_variables(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
-    }
-
-    #[test]
-    fn the_environment_is_read_in_its_usual_order() {
-        let plain = settings(&[("HOME", "/h")]);
-        assert_eq!(plain.cache, Path::new("/h/.cache/huggingface/hub"));
-        assert_eq!((plain.endpoint.as_str(), plain.token, plain.offline), (DEFAULT_ENDPOINT, None, false));
-        let home =
-            settings(&[("HOME", "/h"), ("HF_HOME", "/x"), ("HF_ENDPOINT", "http://e/"), ("HF_HUB_OFFLINE", "Yes")]);
-        assert_eq!(
-            (home.cache.as_path(), home.endpoint.as_str(), home.offline),
-            (Path::new("/x/hub"), "http://e", true)
-        );
-        let cache =
-            settings(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y"), ("HF_TOKEN", " t\n"), ("HF_HUB_OFFLINE", "0")]);
-        assert_eq!((cache.cache.as_path(), cache.token.as_deref(), cache.offline), (Path::new("/y"), Some("t"), false));
-
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("token"), "from-file\n").unwrap();
-        let dir = dir.path().to_str().unwrap();
-        assert_eq!(settings(&[("HF_HOME", dir)]).token.as_deref(), Some("from-file"));
-        let path = format!("{dir}/token");
-        assert_eq!(settings(&[("HF_HOME", "/x"), ("HF_TOKEN_PATH", &path)]).token.as_deref(), Some("from-file"));
-    }
-
     #[test]
     fn folders_names_and_neither() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_str().unwrap().to_string();
-        let offline = HubSettings { offline: true, ..settings(&[("HF_HOME", &path)]) };
+        let offline = HubSettings {
+            endpoint: "http://127.0.0.1:1".to_string(),
+            cache: dir.path().to_path_buf(),
+            token: None,
+            offline: true,
+            progress: false,
+        };
         let message = |name: &str| resolve(name, None, &offline).unwrap_err().to_string();
         assert_eq!(message("./x"), "./x: no such folder; a hub name looks like org/name");
         for name in ["x", "/x/y", "../x", "a/b/c", "a/..", "~/m", "a b/c", ""] {

@@ -247,14 +247,13 @@ impl TensorSource for Gguf {
             tensor = self.half_split(&tensor, heads).map_err(bad)?;
         }
         let tensor = tensor.to_dtype(dtype).map_err(bad)?;
-        // The sum of x - x is zero for finite values and NaN for any other.
-        let doubt = tensor.to_dtype(DType::F32).and_then(|t| (&t - &t)?.sum_all()?.to_scalar::<f32>()).map_err(bad)?;
-        if doubt != 0.0 {
-            let values = tensor.flatten_all().and_then(|t| t.to_dtype(DType::F32)?.to_vec1::<f32>()).map_err(bad)?;
+        let values = tensor.flatten_all().and_then(|t| t.to_dtype(DType::F32)?.to_vec1::<f32>()).map_err(bad)?;
+        let count = values.iter().filter(|v| !v.is_finite()).count();
+        if count > 0 {
             return Err(WeightsError::NotFinite {
                 file: self.path.display().to_string(),
                 tensor: one_line(name),
-                count: values.iter().filter(|v| !v.is_finite()).count(),
+                count,
                 of: values.len(),
                 dtype: dtype.as_str(),
             });
@@ -331,4 +330,148 @@ fn llama3_factors(head_dim: u64, theta: f64, factor: f64) -> Vec<f64> {
 fn shortest(value: f64) -> f64 {
     let single = value as f32;
     if f64::from(single) == value { single.to_string().parse().unwrap_or(value) } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf_header::tests::{File as Made, Item};
+
+    fn smollm() -> Option<PathBuf> {
+        let shared = std::env::var_os("SMOOTH_PROBE_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
+        let path = shared.join("models/SmolLM2-135M/SmolLM2-135M-Instruct.Q4_1.gguf");
+        if path.exists() {
+            return Some(path);
+        }
+        println!("SKIPPED: {} is not there (SMOOTH_PROBE_SHARED)", path.display());
+        None
+    }
+
+    #[test]
+    fn the_real_model_has_transformers_configuration_and_values() {
+        let Some(path) = smollm() else { return };
+        let gguf = Gguf::open(&path).unwrap();
+        let config = gguf.config_json().unwrap();
+        for (key, expected) in [
+            ("hidden_size", json!(576)),
+            ("intermediate_size", json!(1536)),
+            ("num_hidden_layers", json!(30)),
+            ("num_attention_heads", json!(9)),
+            ("num_key_value_heads", json!(3)),
+            ("head_dim", json!(64)),
+            ("vocab_size", json!(49152)),
+            ("max_position_embeddings", json!(8192)),
+            ("rms_norm_eps", json!(1e-5)),
+            ("rope_theta", json!(100_000.0)),
+            ("tie_word_embeddings", json!(true)),
+            ("attention_bias", json!(false)),
+            ("bos_token_id", json!(1)),
+            ("eos_token_id", json!(2)),
+        ] {
+            assert_eq!(config[key], expected, "{key}");
+        }
+        assert_eq!(config.get("rope_scaling"), None);
+        assert_eq!(gguf.names().len(), 272);
+        assert!(gguf.contains("model.layers.29.mlp.down_proj.weight") && !gguf.contains("lm_head.weight"));
+
+        // Rows as transformers reads them from the same file: see tests/golden/loading.py.
+        let golden: Json = serde_json::from_str(include_str!("../../tests/golden/smollm2.json")).unwrap();
+        for (name, rows) in golden["rows"].as_object().unwrap() {
+            let height = if name.contains("q_proj") { 576 } else { 192 };
+            let tensor = gguf.load(name, &[height, 576], DType::F32, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            for (row, expected) in rows.as_object().unwrap() {
+                let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
+                assert_eq!(tensor[row.parse::<usize>().unwrap()][..4], expected, "{name} {row}");
+            }
+        }
+        let table = gguf.load("model.embed_tokens.weight", &[49152, 576], DType::F32, &Device::Cpu).unwrap();
+        let row: Vec<f32> = table.get(30).unwrap().to_vec1().unwrap();
+        let expected: Vec<f32> = serde_json::from_value(golden["last_token"]["embedding"]["first"].clone()).unwrap();
+        assert_eq!(row[..4], expected);
+    }
+
+    /// A model of two heads and one key head, four wide each, whose rows count up as they are stored.
+    fn tiny() -> Made {
+        let rows = |n: u16| (0..n * 8).map(f32::from).collect::<Vec<_>>();
+        Made::default()
+            .key("general.architecture", Item::Text("llama"))
+            .key("llama.embedding_length", Item::U32(8))
+            .key("llama.feed_forward_length", Item::U32(16))
+            .key("llama.block_count", Item::U32(1))
+            .key("llama.attention.head_count", Item::U32(2))
+            .key("llama.attention.head_count_kv", Item::U32(1))
+            .key("llama.context_length", Item::U32(64))
+            .key("llama.attention.layer_norm_rms_epsilon", Item::F32(1e-6))
+            .tensor("token_embd.weight", &[8, 3], &rows(3))
+            .tensor("blk.0.attn_q.weight", &[8, 8], &rows(8))
+            .tensor("blk.0.attn_q.bias", &[8], &rows(1))
+            .tensor("blk.0.attn_k.weight", &[8, 4], &rows(4))
+            .tensor("output.weight", &[8, 3], &rows(3))
+    }
+
+    #[test]
+    fn query_and_key_rows_go_back_to_half_split_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let gguf = Gguf::open(&tiny().write(dir.path())).unwrap();
+        let first = |name: &str, rows: usize| -> Vec<f32> {
+            let tensor = gguf.load(name, &[rows, 8], DType::F32, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            tensor.iter().map(|row| row[0] / 8.0).collect()
+        };
+        assert_eq!(first("model.layers.0.self_attn.q_proj.weight", 8), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        assert_eq!(first("model.layers.0.self_attn.k_proj.weight", 4), [0., 2., 1., 3.]);
+        assert_eq!(first("lm_head.weight", 3), [0., 1., 2.]);
+        let bias = gguf.load("model.layers.0.self_attn.q_proj.bias", &[8], DType::F64, &Device::Cpu).unwrap();
+        assert_eq!(bias.to_vec1::<f64>().unwrap(), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        let config = gguf.config_json().unwrap();
+        assert_eq!((&config["head_dim"], &config["tie_word_embeddings"]), (&json!(4), &json!(false)));
+        assert_eq!((&config["attention_bias"], &config["rope_theta"]), (&json!(true), &json!(10000.0)));
+        assert_eq!(config["vocab_size"], json!(3));
+        let shape = gguf.load("lm_head.weight", &[3, 9], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(shape.contains("tensor lm_head.weight has shape [3, 8]"), "{shape}");
+        assert!(gguf.load("model.norm.weight", &[8], DType::F32, &Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn rotary_scaling_of_llama_3_1_is_recognised_and_any_other_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |factors: &[f32]| {
+            let made = tiny().key("llama.rope.dimension_count", Item::U32(128));
+            let made = made.key("llama.rope.freq_base", Item::F32(500_000.0));
+            let path = made.tensor("rope_freqs.weight", &[factors.len() as u64], factors).write(dir.path());
+            Gguf::open(&path).unwrap().config_json()
+        };
+        let mut factors: Vec<f32> = llama3_factors(128, 500_000.0, 8.0).into_iter().map(|f| f as f32).collect();
+        // Llama 3.1's own file: ones, then a ramp from pair 29 to 34, then eights.
+        assert_eq!((factors[28], factors[35], factors.len()), (1.0, 8.0, 64));
+        assert!((factors[30] - 1.5).abs() < 0.6, "{}", factors[30]);
+        let scaling = with(&factors).unwrap()["rope_scaling"].clone();
+        assert_eq!((&scaling["rope_type"], &scaling["factor"]), (&json!("llama3"), &json!(8.0)));
+        factors[0] = 2.0;
+        assert!(with(&factors).unwrap_err().to_string().contains("tensor rope_freqs.weight: its rotary factors"));
+        let linear = tiny().key("llama.rope.scaling.type", Item::Text("linear"));
+        let linear = linear.key("llama.rope.scaling.factor", Item::F32(4.0)).write(dir.path());
+        let config = Gguf::open(&linear).unwrap().config_json().unwrap();
+        assert_eq!(config["rope_scaling"], json!({"rope_type": "linear", "factor": 4.0}));
+        let yarn = tiny().key("llama.rope.scaling.type", Item::Text("yarn")).write(dir.path());
+        assert!(Gguf::open(&yarn).unwrap().config_json().unwrap_err().to_string().contains("yarn is not read"));
+    }
+
+    #[test]
+    fn other_families_and_broken_values_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |made: Made| Gguf::open(&made.write(dir.path()));
+        let family = open(Made::default().key("general.architecture", Item::Text("gemma"))).unwrap_err().to_string();
+        assert!(family.contains("general.architecture is gemma; only llama is read"), "{family}");
+        let empty = Made::default().key("general.architecture", Item::Text("llama"));
+        let missing = open(empty).unwrap().config_json().unwrap_err().to_string();
+        assert!(missing.contains("key llama.embedding_length: is missing"), "{missing}");
+        let zero = Made::default()
+            .key("general.architecture", Item::Text("llama"))
+            .key("llama.embedding_length", Item::U32(8))
+            .key("llama.attention.head_count", Item::U32(0));
+        assert!(open(zero).unwrap().config_json().unwrap_err().to_string().contains("head_count: is 0"));
+        let nan = tiny().tensor("output_norm.weight", &[2], &[1.0, f32::NAN]);
+        let nan = open(nan).unwrap().load("model.norm.weight", &[2], DType::F32, &Device::Cpu).unwrap_err();
+        assert!(nan.to_string().contains("tensor model.norm.weight: 1 of 2 values are NaN"), "{nan}");
+    }
 }

@@ -287,3 +287,183 @@ impl<R: Read> Fenced<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// A metadata value to write.
+    pub(crate) enum Item<'a> {
+        U32(u32),
+        F32(f32),
+        Truth(bool),
+        Text(&'a str),
+        Texts(Vec<String>),
+        I32s(Vec<i32>),
+        F32s(Vec<f32>),
+    }
+
+    /// A GGUF file in the making.
+    #[derive(Default)]
+    pub(crate) struct File {
+        keys: Vec<Vec<u8>>,
+        tensors: Vec<Vec<u8>>,
+        data: Vec<u8>,
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn list(kind: u32, count: usize, items: Vec<u8>) -> Vec<u8> {
+        [kind.to_le_bytes().to_vec(), (count as u64).to_le_bytes().to_vec(), items].concat()
+    }
+
+    impl File {
+        pub(crate) fn key(self, name: &str, item: Item<'_>) -> Self {
+            let (kind, bytes) = match item {
+                Item::U32(n) => (4u32, n.to_le_bytes().to_vec()),
+                Item::F32(x) => (6, x.to_le_bytes().to_vec()),
+                Item::Truth(t) => (7, vec![u8::from(t)]),
+                Item::Text(t) => (8, text(t)),
+                Item::Texts(ts) => (9, list(8, ts.len(), ts.iter().flat_map(|t| text(t)).collect())),
+                Item::I32s(ns) => (9, list(5, ns.len(), ns.iter().flat_map(|n| n.to_le_bytes()).collect())),
+                Item::F32s(xs) => (9, list(6, xs.len(), xs.iter().flat_map(|x| x.to_le_bytes()).collect())),
+            };
+            self.raw_key(name, kind, &bytes)
+        }
+
+        fn raw_key(mut self, name: &str, kind: u32, value: &[u8]) -> Self {
+            self.keys.push([text(name), kind.to_le_bytes().to_vec(), value.to_vec()].concat());
+            self
+        }
+
+        /// `shape` innermost first, as the format has it.
+        pub(crate) fn tensor(mut self, name: &str, shape: &[u64], values: &[f32]) -> Self {
+            let offset = self.data.len() as u64;
+            self = self.raw_tensor(name, shape, 0, offset);
+            self.data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            self.data.resize(self.data.len().next_multiple_of(32), 0);
+            self
+        }
+
+        fn raw_tensor(mut self, name: &str, shape: &[u64], kind: u32, offset: u64) -> Self {
+            let mut bytes = [text(name), (shape.len() as u32).to_le_bytes().to_vec()].concat();
+            bytes.extend(shape.iter().flat_map(|n| n.to_le_bytes()));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+            self.tensors.push(bytes);
+            self
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes()].concat();
+            bytes.extend((self.tensors.len() as u64).to_le_bytes());
+            bytes.extend((self.keys.len() as u64).to_le_bytes());
+            bytes.extend(self.keys.concat());
+            bytes.extend(self.tensors.concat());
+            bytes.resize(bytes.len().next_multiple_of(32), 0);
+            bytes.extend(&self.data);
+            bytes
+        }
+
+        pub(crate) fn write(&self, folder: &Path) -> PathBuf {
+            let path = folder.join("m.gguf");
+            fs::write(&path, self.bytes()).unwrap();
+            path
+        }
+    }
+
+    fn refusal(folder: &Path, bytes: &[u8]) -> String {
+        let path = folder.join("m.gguf");
+        fs::write(&path, bytes).unwrap();
+        let message = read(&path).unwrap_err().to_string();
+        assert!(message.contains("m.gguf: ") && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn values_of_each_kind_and_the_places_of_tensors_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = File::default()
+            .key("u", Item::U32(7))
+            .key("f", Item::F32(0.5))
+            .key("t", Item::Truth(true))
+            .key("s", Item::Text("é"))
+            .key("ss", Item::Texts(vec!["a".into(), "".into()]))
+            .key("ns", Item::I32s(vec![-1, 2]))
+            .key("xs", Item::F32s(vec![1.5]))
+            .raw_key("i64", 11, &(-5i64).to_le_bytes())
+            .raw_key("bytes", 9, &list(0, 3, vec![1, 2, 3]))
+            .tensor("a", &[3], &[1.0, 2.0, 3.0])
+            .tensor("b", &[2, 1], &[4.0, 5.0]);
+        let header = read(&made.write(dir.path())).unwrap();
+        for (key, expected) in [
+            ("u", Value::Whole(7)),
+            ("f", Value::Real(0.5)),
+            ("t", Value::Truth(true)),
+            ("s", Value::Text("é".into())),
+            ("ss", Value::Texts(vec!["a".into(), String::new()])),
+            ("ns", Value::Wholes(vec![-1, 2])),
+            ("xs", Value::Reals(vec![1.5])),
+            ("i64", Value::Whole(-5)),
+            ("bytes", Value::Other),
+        ] {
+            assert_eq!(header.metadata[key], expected, "{key}");
+        }
+        assert_eq!(header.tensors["b"].shape, [1, 2]);
+        assert_eq!(header.tensors["b"].start - header.tensors["a"].start, 32);
+        let bytes = made.bytes();
+        let start = header.tensors["b"].start as usize;
+        assert_eq!(bytes[start..start + 4], 4f32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = File::default().key("k", Item::Texts(vec!["x".into(); 3])).tensor("a", &[8], &[1.0; 8]);
+        let bytes = made.bytes();
+        for cut in 0..bytes.len() {
+            refusal(dir.path(), &bytes[..cut]);
+        }
+    }
+
+    #[test]
+    fn hostile_headers_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = u64::MAX / 2;
+        let counted = |tensors: u64, keys: u64| {
+            let mut bytes = File::default().bytes();
+            bytes[8..16].copy_from_slice(&tensors.to_le_bytes());
+            bytes[16..24].copy_from_slice(&keys.to_le_bytes());
+            bytes
+        };
+        let f = File::default;
+        for (bytes, expected) in [
+            (b"GGML\x03\x00\x00\x00".to_vec(), "is no GGUF file"),
+            (b"GGUF\x09\x00\x00\x00".to_vec(), "is GGUF version 9"),
+            (counted(huge, 0), "more than its bytes can hold"),
+            (counted(0, huge), "more than its bytes can hold"),
+            (f().raw_key("k", 8, &huge.to_le_bytes()).bytes(), "key k: claims a text of"),
+            (f().raw_key("k", 9, &list(4, usize::MAX / 2, vec![])).bytes(), "key k: claims 9223372036854775807 values"),
+            (f().raw_key("k", 9, &list(9, 1, vec![])).bytes(), "key k: is an array of arrays"),
+            (f().raw_key("k", 77, &[]).bytes(), "key k: has the unknown type 77"),
+            (f().key("k", Item::U32(1)).key("k", Item::U32(1)).bytes(), "key k appears twice"),
+            (f().key("general.alignment", Item::U32(0)).bytes(), "0 is no alignment"),
+            (f().raw_tensor("w", &[1; 5], 0, 0).bytes(), "tensor w: has 5 dimensions"),
+            (f().raw_tensor("w", &[1 << 40, 1 << 40], 0, 0).bytes(), "tensor w: of shape"),
+            (f().raw_tensor("w", &[1 << 61], 0, 0).bytes(), "tensor w: of shape"),
+            (f().raw_tensor("w", &[1], 0, u64::MAX - 3).bytes(), "tensor w: of shape"),
+            (f().raw_tensor("w", &[1], 0, 0).bytes(), "beyond the end of the file"),
+            (f().raw_tensor("w", &[33], 2, 0).bytes(), "tensor w: has rows of 33"),
+            (f().tensor("a", &[8], &[0.0; 8]).raw_tensor("w", &[8], 0, 0).bytes(), "overlaps"),
+            (f().tensor("w", &[1], &[0.0]).tensor("w", &[1], &[0.0]).bytes(), "tensor w: appears twice"),
+        ] {
+            let message = refusal(dir.path(), &bytes);
+            assert!(message.contains(expected), "{expected}: {message}");
+        }
+        assert!(read(dir.path()).unwrap_err().to_string().contains("is a folder"));
+    }
+}

@@ -370,3 +370,285 @@ impl Tokenize for TextTokenizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf_header::tests::{File as Made, Item};
+    use std::path::PathBuf;
+
+    fn shared(model: &str) -> Option<PathBuf> {
+        let root = std::env::var_os("SMOOTH_PROBE_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
+        let folder = root.join("models").join(model);
+        if folder.exists() {
+            return Some(folder);
+        }
+        println!("SKIPPED: {} is not there (SMOOTH_PROBE_SHARED)", folder.display());
+        None
+    }
+
+    fn ids(tokenizer: &TextTokenizer, text: &str) -> Vec<u32> {
+        tokenizer.encode(text, true).unwrap().ids
+    }
+
+    const UNICODE: &str = "naïve café — 日本語 🙂";
+
+    // The expected ids are those of transformers 5.23's AutoTokenizer.
+
+    #[test]
+    fn sentencepiece_models_tokenise_as_in_transformers() {
+        let Some(folder) = shared("stories15M") else { return };
+        let tokenizer = TextTokenizer::from_folder(&folder).unwrap();
+        for (text, expected) in [
+            ("", vec![1]),
+            ("The quick brown fox", vec![1, 450, 4996, 17354, 1701, 29916]),
+            ("  two spaces\n\nand a newline", vec![1, 259, 1023, 8162, 13, 13, 392, 263, 25899]),
+            (
+                UNICODE,
+                vec![1, 1055, 30085, 345, 274, 28059, 813, 29871, 30325, 30346, 30968, 29871, 243, 162, 156, 133],
+            ),
+            ("</s> inside", vec![1, 2, 29871, 2768]),
+            ("\u{301}a\ttab", vec![1, 29871, 30103, 29874, 12, 3891]),
+        ] {
+            assert_eq!(ids(&tokenizer, text), expected, "{text:?}");
+            assert_eq!(tokenizer.encode(text, false).unwrap().ids, expected[1..], "{text:?} without BOS");
+        }
+        assert_eq!(tokenizer.decode(&ids(&tokenizer, UNICODE), true).unwrap(), UNICODE);
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(1), Some(2), true));
+        assert_eq!((tokenizer.vocab_size(), tokenizer.token(1).as_deref()), (32000, Some("<s>")));
+        assert_eq!(tokenizer.chat_template(), None);
+        assert_eq!(tokenizer.sha256(), hash::sha256_file(&folder.join("tokenizer.json")).unwrap());
+
+        let encoded = tokenizer.encode("a </s> b", true).unwrap();
+        let special: Vec<u32> =
+            encoded.ids.iter().zip(&encoded.special).filter(|(_, s)| **s).map(|(i, _)| *i).collect();
+        assert_eq!(special, [1, 2]);
+        assert_eq!((encoded.offsets[0], encoded.offsets.last().copied()), ((0, 0), Some((6, 8))));
+
+        let Some(folder) = shared("stories260K") else { return };
+        let tokenizer = TextTokenizer::from_folder(&folder).unwrap();
+        let expected = [1, 291, 410, 456, 425, 417, 340, 268, 420, 327, 416, 272, 414, 444];
+        assert_eq!(ids(&tokenizer, "The quick brown fox"), expected);
+        assert_eq!(tokenizer.vocab_size(), 512);
+    }
+
+    #[test]
+    fn padding_and_truncation_inside_the_file_are_switched_off() {
+        let Some(folder) = shared("all-MiniLM-L6-v2") else { return };
+        let tokenizer = TextTokenizer::from_folder(&folder).unwrap();
+        // Its tokenizer.json asks for exactly 128 tokens.
+        assert_eq!(ids(&tokenizer, "The quick brown fox"), [101, 1996, 4248, 2829, 4419, 102]);
+        assert_eq!(ids(&tokenizer, UNICODE), [101, 15743, 7668, 1517, 1864, 1876, 1950, 100, 102]);
+        assert_eq!(ids(&tokenizer, &"fox ".repeat(300)).len(), 302);
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (None, None, false));
+        assert_eq!(tokenizer.encode("fox", true).unwrap().special, [true, false, true]);
+    }
+
+    #[test]
+    fn the_tokenizer_inside_a_gguf_file_tokenises_as_in_transformers() {
+        let Some(folder) = shared("SmolLM2-135M") else { return };
+        let gguf = Gguf::open(&folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+        let tokenizer = TextTokenizer::from_gguf(&gguf).unwrap();
+        for (text, expected) in [
+            ("", vec![]),
+            ("The quick brown fox", vec![504, 2365, 6354, 16438]),
+            ("  two spaces\n\nand a newline", vec![216, 827, 5600, 198, 198, 397, 253, 725, 1311]),
+            (UNICODE, vec![3546, 46494, 37366, 1841, 17097, 241, 115, 40993, 179, 120, 248, 47526]),
+            ("x = 3.14159 + 42", vec![104, 446, 216, 35, 30, 33, 36, 33, 37, 41, 1232, 216, 36, 34]),
+            ("</s> inside <|im_start|>user", vec![9617, 99, 46, 2972, 216, 1, 4093]),
+            ("don't I'LL", vec![12420, 982, 339, 23, 16421]),
+            ("\u{301}a\ttab", vec![151, 219, 81, 197, 15999]),
+        ] {
+            assert_eq!(ids(&tokenizer, text), expected, "{text:?}");
+        }
+        assert_eq!(tokenizer.decode(&ids(&tokenizer, UNICODE), true).unwrap(), UNICODE);
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(1), Some(2), false));
+        assert_eq!((tokenizer.vocab_size(), tokenizer.is_special(1)), (49152, true));
+        assert!(tokenizer.chat_template().unwrap().contains("<|im_start|>"));
+    }
+
+    #[test]
+    fn a_sentencepiece_gguf_gives_back_the_folders_tokens() {
+        let Some(folder) = shared("stories15M") else { return };
+        let expected = TextTokenizer::from_folder(&folder).unwrap();
+        let tokens: Vec<String> = (0..32000).map(|id| expected.token(id).unwrap()).collect();
+        // As LLaMA's own model has it: three control tokens, 256 bytes, then pieces by falling score.
+        let scores = (0..32000).map(|id| if id < 259 { 0.0 } else { 259.0 - id as f32 }).collect();
+        let kinds = (0..32000).map(|id| [2, 3, 3].get(id).copied().unwrap_or(if id < 259 { 6 } else { 1 })).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let made = Made::default()
+            .key("general.architecture", Item::Text("llama"))
+            .key("tokenizer.ggml.model", Item::Text("llama"))
+            .key("tokenizer.ggml.tokens", Item::Texts(tokens))
+            .key("tokenizer.ggml.scores", Item::F32s(scores))
+            .key("tokenizer.ggml.token_type", Item::I32s(kinds))
+            .key("tokenizer.ggml.bos_token_id", Item::U32(1))
+            .key("tokenizer.ggml.eos_token_id", Item::U32(2));
+        let built = TextTokenizer::from_gguf(&Gguf::open(&made.write(dir.path())).unwrap()).unwrap();
+        for text in [
+            "",
+            "The quick brown fox",
+            "  two spaces\n\nand a newline",
+            UNICODE,
+            "x = 3.14159 + 42",
+            "</s>!",
+            "aaaaaaaaaaaaa",
+        ] {
+            assert_eq!(ids(&built, text), ids(&expected, text), "{text:?}");
+            assert_eq!(
+                built.decode(&ids(&built, text), true).unwrap(),
+                expected.decode(&ids(&expected, text), true).unwrap()
+            );
+        }
+        assert!(built.adds_bos());
+        let made = made
+            .key("tokenizer.ggml.add_bos_token", Item::Truth(false))
+            .key("tokenizer.ggml.add_eos_token", Item::Truth(true));
+        let built = TextTokenizer::from_gguf(&Gguf::open(&made.write(dir.path())).unwrap()).unwrap();
+        assert_eq!(ids(&built, "fox"), [1701, 29916, 2]);
+        assert!(!built.adds_bos());
+    }
+
+    /// A byte-level tokenizer of eight tokens, in pieces.
+    fn pieces(folder: &Path) {
+        let write = |file: &str, text: &str| fs::write(folder.join(file), text).unwrap();
+        write("vocab.json", r#"{"a":0,"b":1,"Ġ":2,"ab":3,"Ġab":4,"<|end|>":5,"c":6,"<|x|>":7}"#);
+        write("merges.txt", "#version: 0.2\na b\nĠ ab\n");
+        write("special_tokens_map.json", r#"{"bos_token":"<|end|>","eos_token":{"content":"<|end|>"}}"#);
+    }
+
+    #[test]
+    fn vocabulary_and_merges_make_a_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        pieces(dir.path());
+        let tokenizer = TextTokenizer::from_folder(dir.path()).unwrap();
+        assert_eq!(ids(&tokenizer, "ab abc<|end|>a"), [3, 4, 6, 5, 0]);
+        assert_eq!(tokenizer.encode(" ab", false).unwrap().offsets, [(0, 3)]);
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(5), Some(5), false));
+        assert_eq!(tokenizer.decode(&[3, 4, 5], true).unwrap(), "ab ab");
+
+        let settings = r#"{"add_bos_token":true,"added_tokens_decoder":{"7":{"content":"<|x|>","special":true}},
+            "chat_template":[{"name":"rag","template":"R"},{"name":"default","template":"D"}]}"#;
+        fs::write(dir.path().join("tokenizer_config.json"), settings).unwrap();
+        let tokenizer = TextTokenizer::from_folder(dir.path()).unwrap();
+        assert_eq!(ids(&tokenizer, "a<|x|>"), [5, 0, 7]);
+        assert_eq!((tokenizer.adds_bos(), tokenizer.is_special(7), tokenizer.chat_template()), (true, true, Some("D")));
+        fs::write(dir.path().join("chat_template.jinja"), "J").unwrap();
+        assert_eq!(TextTokenizer::from_folder(dir.path()).unwrap().chat_template(), Some("J"));
+
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"tokenizer_class":"Qwen2Tokenizer"}"#).unwrap();
+        let message = TextTokenizer::from_folder(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("Qwen2Tokenizer only; convert it: python -c"), "{message}");
+    }
+
+    #[test]
+    fn bos_and_eos_are_looked_up_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        let ends = || {
+            let tokenizer = TextTokenizer::from_folder(dir.path()).unwrap();
+            (tokenizer.bos(), tokenizer.eos())
+        };
+        pieces(dir.path());
+        fs::remove_file(dir.path().join("special_tokens_map.json")).unwrap();
+        assert_eq!(ends(), (None, None));
+        write("generation_config.json", r#"{"bos_token_id":6,"eos_token_id":6}"#);
+        assert_eq!(ends(), (Some(6), Some(6)));
+        write("config.json", r#"{"bos_token_id":null,"eos_token_id":[3,4]}"#);
+        assert_eq!(ends(), (Some(6), Some(3)));
+        write("special_tokens_map.json", r#"{"eos_token":"<|end|>"}"#);
+        assert_eq!(ends(), (Some(6), Some(5)));
+        write("tokenizer_config.json", r#"{"bos_token":null,"eos_token":{"content":"<|x|>"}}"#);
+        assert_eq!(ends(), (None, Some(7)));
+        write("tokenizer_config.json", r#"{"eos_token":"<nowhere>"}"#);
+        let message = TextTokenizer::from_folder(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("eos_token is \"<nowhere>\", which is not in the vocabulary"), "{message}");
+    }
+
+    #[test]
+    fn a_tokenizer_is_read_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        pieces(dir.path());
+        let vocab = json_file(&dir.path().join("vocab.json")).unwrap();
+        let json = build::byte_level(vocab, "a b", &Json::Null, &Json::Null).unwrap().to_string();
+        let config = br#"{"eos_token":"<|end|>","chat_template":"T"}"#;
+        let tokenizer = TextTokenizer::from_bytes(json.as_bytes(), Some(config)).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template()), (None, Some(5), Some("T")));
+        assert_eq!(tokenizer.sha256(), hash::sha256_bytes(json.as_bytes()));
+        assert_eq!(ids(&tokenizer, "abc"), [3, 6]);
+        assert!(TextTokenizer::from_bytes(json.as_bytes(), Some(b"[]")).is_err());
+    }
+
+    #[test]
+    fn broken_tokenizers_are_refused_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = || {
+            let message = TextTokenizer::from_folder(dir.path()).unwrap_err().to_string();
+            assert!(!message.contains('\n') && message.len() < 800, "{message}");
+            message
+        };
+        assert!(refusal().contains("no tokenizer here"));
+        fs::write(dir.path().join("tokenizer.model"), "x").unwrap();
+        assert!(refusal().contains("the tokenizer is tokenizer.model only; convert it: python -c \"from transformers"));
+        let undefined = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":null,"decoder":null,"post_processor":{"type":"TemplateProcessing",
+            "single":[{"SpecialToken":{"id":"<s>","type_id":0}}],"pair":[],"special_tokens":{}},
+            "model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+        for (content, expected) in [
+            ("", "tokenizer.json: is not JSON"),
+            ("{", "tokenizer.json: is not JSON"),
+            ("[]", "is no tokenizer"),
+            ("{}", "is no tokenizer"),
+            (r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":["a z"]}}"#, "is no tokenizer"),
+            (r#"{"version":"1.0","model":{"type":"None"}}"#, "is no tokenizer"),
+            (undefined, "post_processor.single names \"<s>\", which special_tokens does not define"),
+        ] {
+            fs::write(dir.path().join("tokenizer.json"), content).unwrap();
+            assert!(refusal().contains(expected), "{content}: {}", refusal());
+        }
+        fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+        fs::create_dir(dir.path().join("tokenizer.json")).unwrap();
+        assert!(refusal().contains("cannot read the tokenizer"), "{}", refusal());
+        fs::remove_dir(dir.path().join("tokenizer.json")).unwrap();
+        pieces(dir.path());
+        fs::write(dir.path().join("merges.txt"), "a b c\n").unwrap();
+        assert!(refusal().contains("line 1 of merges.txt is no pair of tokens"), "{}", refusal());
+        pieces(dir.path());
+        fs::write(dir.path().join("tokenizer_config.json"), "{,}").unwrap();
+        assert!(refusal().contains("tokenizer_config.json: is not JSON"), "{}", refusal());
+    }
+
+    #[test]
+    fn broken_tokenizers_in_gguf_files_are_refused_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = || Made::default().key("general.architecture", Item::Text("llama"));
+        let two = || base().key("tokenizer.ggml.tokens", Item::Texts(vec!["a".into(), "b".into()]));
+        for (made, expected) in [
+            (base(), "carries no tokenizer"),
+            (two(), "key tokenizer.ggml.model: missing"),
+            (two().key("tokenizer.ggml.model", Item::Text("t5")), "key tokenizer.ggml.model: t5"),
+            (two().key("tokenizer.ggml.model", Item::Text("gpt2")), "key tokenizer.ggml.merges: is missing"),
+            (two().key("tokenizer.ggml.model", Item::Text("llama")), "key tokenizer.ggml.scores: is missing"),
+            (two().key("tokenizer.ggml.token_type", Item::I32s(vec![1])), "one number per token"),
+            (base().key("tokenizer.ggml.tokens", Item::Texts(vec!["a".into(); 2])), "\"a\" appears twice"),
+            (
+                two()
+                    .key("tokenizer.ggml.model", Item::Text("gpt2"))
+                    .key("tokenizer.ggml.merges", Item::Texts(vec![]))
+                    .key("tokenizer.ggml.pre", Item::Text("mystery")),
+                "key tokenizer.ggml.pre: mystery",
+            ),
+            (
+                two()
+                    .key("tokenizer.ggml.model", Item::Text("gpt2"))
+                    .key("tokenizer.ggml.merges", Item::Texts(vec![]))
+                    .key("tokenizer.ggml.eos_token_id", Item::U32(9)),
+                "EOS is token 9, which does not exist",
+            ),
+        ] {
+            let gguf = Gguf::open(&made.write(dir.path())).unwrap();
+            let message = TextTokenizer::from_gguf(&gguf).unwrap_err().to_string();
+            assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
+        }
+    }
+}

@@ -337,3 +337,188 @@ pub(crate) fn type_name(stored: &Stored) -> &str {
         Stored::Other(name) => name,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A safetensors file of this header and so many bytes of data, each 0.
+    fn file(folder: &Path, header: &str, data: usize) -> PathBuf {
+        let path = folder.join("model.safetensors");
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn refusal(folder: &Path) -> String {
+        let message = Weights::open(folder).unwrap_err().to_string();
+        assert!(!message.contains('\n') && message.len() < 700, "{message}");
+        message
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn tensors() -> BTreeMap<String, Tensor> {
+        let source = Tensor::from_vec(vec![0.5f64, -1.25, 3.0, 1e-3, 0.0, 65504.0], (2, 3), &Device::Cpu).unwrap();
+        [("d", DType::F64), ("a", DType::F32), ("c", DType::BF16), ("b", DType::F16)]
+            .map(|(name, dtype)| (name.to_string(), source.to_dtype(dtype).unwrap()))
+            .into()
+    }
+
+    #[test]
+    fn each_stored_type_is_converted_to_each_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = tensors();
+        save_tensors(&dir.path().join("model.safetensors"), &tensors, Some(("format", "pt"))).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert_eq!(weights.names(), ["a", "b", "c", "d"]);
+        assert_eq!((weights.shape("c"), weights.dtype("c")), (Some([2, 3].as_slice()), Some(DType::BF16)));
+        for (name, tensor) in &tensors {
+            for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+                let loaded = weights.load(name, &[2, 3], dtype, &Device::Cpu);
+                // bf16's largest neighbour of 65504 is 65536, which f16 does not have.
+                if (name.as_str(), dtype) == ("c", DType::F16) {
+                    assert!(loaded.unwrap_err().to_string().contains("1 of 6 values are NaN or infinite as f16"));
+                    continue;
+                }
+                let loaded = loaded.unwrap();
+                assert_eq!((loaded.dtype(), loaded.dims()), (dtype, [2, 3].as_slice()));
+                assert_eq!(values(&loaded), values(&tensor.to_dtype(dtype).unwrap()), "{name} as {dtype:?}");
+            }
+        }
+        assert!(weights.load("a", &[2, 3], DType::U32, &Device::Cpu).is_err());
+        let shape = weights.load("a", &[3, 2], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(shape.contains("tensor a has shape [2, 3] where the configuration asks for [3, 2]"), "{shape}");
+        let missing = weights.load("model.x", &[1], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(missing.contains("model.safetensors: tensor model.x is missing"), "{missing}");
+    }
+
+    #[test]
+    fn a_tensor_longer_than_a_block_is_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = Tensor::arange(0f32, 300_001f32, &Device::Cpu).unwrap();
+        let path = dir.path().join("model.safetensors");
+        save_tensors(&path, &[("a".to_string(), tensor.clone())].into(), None).unwrap();
+        let loaded = Weights::open(dir.path()).unwrap().load("a", &[300_001], DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(loaded.to_vec1::<f32>().unwrap(), tensor.to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn small_files_come_back_as_written_and_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        save_tensors(&one, &tensors(), Some(("format", "pt"))).unwrap();
+        let loaded = load_adapter_file(&one).unwrap();
+        for (name, tensor) in tensors() {
+            assert_eq!(loaded[&name].dtype(), tensor.dtype());
+            assert_eq!(values(&loaded[&name]), values(&tensor));
+        }
+        save_tensors(&two, &loaded, Some(("format", "pt"))).unwrap();
+        assert_eq!(fs::read(one).unwrap(), fs::read(two).unwrap());
+        let nowhere = save_tensors(&dir.path().join("no/folder"), &loaded, None).unwrap_err().to_string();
+        assert!(nowhere.contains("no/folder: cannot write"), "{nowhere}");
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_counted_and_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = Tensor::new(&[1f32, f32::NAN, f32::INFINITY, 2.0], &Device::Cpu).unwrap();
+        let path = dir.path().join("model.safetensors");
+        save_tensors(&path, &[("w".to_string(), tensor)].into(), None).unwrap();
+        let message = load_adapter_file(&path).unwrap_err().to_string();
+        assert!(message.contains("tensor w: 2 of 4 values are NaN or infinite as f32"), "{message}");
+    }
+
+    #[test]
+    fn hostile_headers_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = |dtype: &str, shape: &str, range: &str| {
+            format!(r#""a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{range}}}"#)
+        };
+        let good = a("F32", "[2]", "[0,8]");
+        let b = |range: &str| format!(r#","b":{{"dtype":"F32","shape":[2],"data_offsets":{range}}}"#);
+        let huge = "[4294967296,4294967296,4294967296]";
+        for (header, data, expected) in [
+            ("not json".to_string(), 0, "header is broken"),
+            ("[]".to_string(), 0, "header is broken"),
+            (format!("{{{good},{good}}}"), 8, "tensor a is described twice"),
+            (format!("{{{}}}", a("F31", "[2]", "[0,8]")), 8, "tensor a: has the unknown type \"F31\""),
+            (format!("{{{}}}", a("F32", "[3]", "[0,8]")), 8, "tensor a: has 8 bytes, which do not fit"),
+            (format!("{{{}}}", a("F32", huge, "[0,8]")), 8, "do not fit"),
+            (format!("{{{}}}", a("F32", "[-2]", "[0,8]")), 8, "header is broken: tensor a"),
+            (format!("{{{}}}", a("F32", "[2]", "[8,0]")), 8, "tensor a: lies at bytes 8..0"),
+            (format!("{{{}}}", a("F32", "[2]", "[0,18446744073709551615]")), 8, "tensor a: lies at bytes"),
+            (format!("{{{good}{}}}", b("[4,12]")), 12, "tensor b: overlaps"),
+            (format!("{{{good}{}}}", b("[12,20]")), 20, "tensor b: leaves a hole"),
+            (format!("{{{good}}}"), 9, "holds 9 bytes of data, of which its header describes 8"),
+            (format!("{{{good}}}"), 7, "tensor a: lies at bytes 0..8 of 7"),
+            (r#"{"a":{"dtype":"F32"}}"#.to_string(), 0, "tensor a"),
+        ] {
+            let path = file(dir.path(), &header, data);
+            let message = refusal(dir.path());
+            assert!(message.contains(expected) && message.contains("model.safetensors"), "{header}: {message}");
+            assert_eq!(load_adapter_file(&path).unwrap_err().to_string(), message);
+        }
+        let path = file(dir.path(), &format!("{{{good}}}   "), 8);
+        let padded = Weights::open(dir.path()).unwrap().load("a", &[2], DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(padded.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+
+        let weights = Weights::open(dir.path()).unwrap();
+        fs::write(&path, b"cut since").unwrap();
+        let cut = weights.load("a", &[2], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(cut.contains("beyond the end of the file"), "{cut}");
+        for (bytes, expected) in [
+            (vec![], "has 0 bytes, too few"),
+            (vec![1, 2, 3], "has 3 bytes, too few"),
+            (u64::MAX.to_le_bytes().to_vec(), "claims 18446744073709551615 bytes"),
+            (100u64.to_le_bytes().to_vec(), "claims 100 bytes of 0"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            assert!(refusal(dir.path()).contains(expected), "{}", refusal(dir.path()));
+        }
+        let int = file(dir.path(), &format!("{{{}}}", a("I64", "[1]", "[0,8]")), 8);
+        let message = load_adapter_file(&int).unwrap_err().to_string();
+        assert!(message.contains("tensor a: is stored as I64"), "{message}");
+        fs::remove_file(&path).unwrap();
+        assert!(refusal(dir.path()).contains("no weights here"));
+        fs::create_dir(&path).unwrap();
+        assert!(refusal(dir.path()).contains("is a folder"));
+    }
+
+    #[test]
+    fn shards_hold_what_the_index_says_once_and_stay_in_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = |name: &str, value: f32| [(name.to_string(), Tensor::new(&[value], &Device::Cpu).unwrap())].into();
+        let index = |text: &str| fs::write(dir.path().join("model.safetensors.index.json"), text).unwrap();
+        save_tensors(&dir.path().join("1.safetensors"), &one("a", 1.0), None).unwrap();
+        save_tensors(&dir.path().join("2.safetensors"), &one("b", 2.0), None).unwrap();
+        index(r#"{"metadata":{},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#);
+        let weights = Weights::open(dir.path()).unwrap();
+        assert_eq!(weights.files().len(), 2);
+        let b = weights.load("b", &[1], DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(b.to_vec1::<f32>().unwrap(), [2.0]);
+        for (text, expected) in [
+            (
+                r#"{"weight_map":{"a":"1.safetensors","b":"3.safetensors"}}"#,
+                "names the shard 3.safetensors, which is not",
+            ),
+            (r#"{"weight_map":{"a":"2.safetensors"}}"#, "tensor a: "),
+            (r#"{"weight_map":{"a":"1.safetensors","c":"2.safetensors"}}"#, "tensor c: "),
+            (r#"{"weight_map":{"a":"../1.safetensors"}}"#, "no plain file name"),
+            (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "no plain file name"),
+            (r#"{"weight_map":[]}"#, "is no index"),
+            ("", "is no index"),
+        ] {
+            index(text);
+            assert!(refusal(dir.path()).contains(expected), "{}", refusal(dir.path()));
+        }
+        save_tensors(&dir.path().join("2.safetensors"), &one("a", 2.0), None).unwrap();
+        index(r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#);
+        assert!(refusal(dir.path()).contains("2.safetensors: tensor a: is in "), "{}", refusal(dir.path()));
+    }
+}

@@ -207,3 +207,143 @@ fn contiguous(shape: &[u64], stride: &[u64]) -> bool {
         fits
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weights::{TensorSource, Weights};
+    use candle_core::{DType, Device};
+    use std::fs;
+    use std::io::Write;
+
+    /// Saved by torch: see `tests/golden/loading.py`.
+    const SAVED: &[u8] = include_bytes!("../../tests/golden/pytorch_model.bin");
+
+    fn write(folder: &Path, bytes: &[u8]) {
+        fs::write(folder.join("pytorch_model.bin"), bytes).unwrap();
+    }
+
+    fn refusal(folder: &Path) -> String {
+        let message = Weights::open(folder).unwrap_err().to_string();
+        assert!(message.contains("pytorch_model.bin") && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn what_torch_saved_is_read_by_value() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), SAVED);
+        let weights = Weights::open(dir.path()).unwrap();
+        let base: Vec<f64> = (0..12).map(|i| f64::from(i) / 8.0 - 0.5).collect();
+        let third: Vec<f64> = base[..3].iter().map(|v| v / 3.0).collect();
+        for (name, shape, dtype, expected) in [
+            ("single", vec![3, 4], DType::F32, &base[..]),
+            ("tied", vec![3, 4], DType::F32, &base[..]),
+            ("tail", vec![4], DType::F32, &base[8..]),
+            ("half", vec![2, 3], DType::F16, &base[..6]),
+            ("brain", vec![4], DType::BF16, &base[..4]),
+            ("double", vec![3], DType::F64, &third[..]),
+            ("parameter", vec![2], DType::F32, &base[4..6]),
+        ] {
+            assert_eq!(weights.dtype(name), Some(dtype), "{name}");
+            let tensor = weights.load(name, &shape, DType::F64, &Device::Cpu).unwrap();
+            assert_eq!(tensor.flatten_all().unwrap().to_vec1::<f64>().unwrap(), expected, "{name}");
+        }
+        let whole = weights.load("whole", &[5], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(whole.contains("is stored as I64"), "{whole}");
+    }
+
+    #[test]
+    fn a_file_cut_or_altered_anywhere_is_an_error_or_the_same_kind_of_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for cut in (0..SAVED.len()).step_by(37) {
+            write(dir.path(), &SAVED[..cut]);
+            refusal(dir.path());
+        }
+        // Altered bytes may still make a file; they must never make a panic.
+        for at in (0..SAVED.len()).step_by(3) {
+            let mut bytes = SAVED.to_vec();
+            bytes[at] ^= 0xff;
+            write(dir.path(), &bytes);
+            if let Ok(weights) = Weights::open(dir.path()) {
+                for name in weights.names() {
+                    let shape = weights.shape(&name).unwrap_or_default().to_vec();
+                    let _ = weights.load(&name, &shape, DType::F32, &Device::Cpu);
+                }
+            }
+        }
+    }
+
+    /// A zip file with this pickle and one storage of eight bytes.
+    fn zipped(pickle: &[u8]) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let stored = zip::write::SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, bytes) in [("m/data.pkl", pickle), ("m/data/0", &[0u8; 8])] {
+            zip.start_file(name, stored).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn bombs_are_refused_within_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        // Each level doubles the one before it: 2^40 objects in 240 bytes.
+        let mut laughs = b"\x80\x02)q\x00".to_vec();
+        for _ in 0..40 {
+            laughs.extend(b"h\x00h\x00\x86q\x00");
+        }
+        laughs.push(b'.');
+        let mut deep = b"\x80\x02)".to_vec();
+        deep.extend(vec![0x85; 1 << 20]);
+        deep.push(b'.');
+        let mut copies = b"\x80\x02X\x00\x00\x10\x00".to_vec();
+        copies.extend(vec![b'a'; 1 << 20]);
+        copies.extend(b"q\x00h\x00".repeat(100_000));
+        copies.push(b'.');
+        for (pickle, expected) in [
+            (laughs, "builds more than"),
+            (deep, "nests more than 64"),
+            (copies, "builds more than"),
+            (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "a text is longer than the file"),
+            (b"\x80\x02\x8a\xff\x01.".to_vec(), "more than 64 bits"),
+            (b"\x80\x02cos\nsystem\n.".to_vec(), "holds no dictionary"),
+            (b"\x80\x02}.".to_vec(), "describes no tensors"),
+            (b"\x80\x02}".to_vec(), "ends before its end mark"),
+            (b".".to_vec(), "cannot be read"),
+            (b"".to_vec(), "cannot be read"),
+        ] {
+            write(dir.path(), &zipped(&pickle));
+            assert!(refusal(dir.path()).contains(expected), "{expected}: {}", refusal(dir.path()));
+        }
+    }
+
+    #[test]
+    fn a_tensor_beyond_its_storage_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |size: &[u8], stride: &[u8], offset: u8| {
+            let mut p = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((".to_vec();
+            p.extend(b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ");
+            p.extend([b'K', offset]);
+            p.extend(size);
+            p.extend(stride);
+            p.extend(b"\x89NtRs.");
+            zipped(&p)
+        };
+        write(dir.path(), &tensor(b"K\x02\x85", b"K\x01\x85", 0));
+        assert_eq!(Weights::open(dir.path()).unwrap().shape("w"), Some([2].as_slice()));
+        for (size, stride, offset, expected) in [
+            (&b"K\x02\x85"[..], &b"K\x01\x85"[..], 1, "beyond its storage"),
+            (b"K\x03\x85", b"K\x01\x85", 0, "beyond its storage"),
+            (b"J\xff\xff\xff\x7f\x85", b"K\x01\x85", 0, "beyond its storage"),
+            (b"J\xff\xff\xff\xff\x85", b"K\x01\x85", 0, "negative size"),
+            (b"K\x02\x85", b"K\x02\x85", 0, "strided view"),
+            (b"K\x02\x85", b")", 0, "strided view"),
+            (b"N", b"N", 0, "unknown kind of shape"),
+        ] {
+            write(dir.path(), &tensor(size, stride, offset));
+            let message = refusal(dir.path());
+            assert!(message.contains("tensor w") && message.contains(expected), "{message}");
+        }
+    }
+}

@@ -371,7 +371,12 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
     let trainer = Trainer::new(config, subject, data, None)?;
     let architecture = subject.model().architecture();
     if let Some(peft) = subject.peft() {
-        println!("{}; residual mixed into {} of {} modules", peft.config().method, peft.plan().mixed(), peft.plan().modules.len());
+        println!(
+            "{}; residual mixed into {} of {} modules",
+            peft.config().method,
+            peft.plan().mixed(),
+            peft.plan().modules.len()
+        );
         for module in &peft.plan().modules {
             let mixed = if module.residual == Mixing::Mixed { "h0 mixed in" } else { "" };
             println!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);

@@ -4,7 +4,7 @@ use crate::data::{EncodingOptions, Example, LossOn, Record, Template, Tokenize, 
 use crate::model::{LoadedModel, Pass};
 use crate::peft::{self, Peft, Policy};
 use crate::pretrain::holdout::Split;
-use crate::pretrain::run::geometry;
+use crate::pretrain::run::{Geometry, geometry};
 use crate::pretrain::tasks::{Task, TaskItem, majority_share};
 use crate::train::{
     MethodName, Observer, ProbeSet, Schedule, StepEvent, Subject, TrainConfig, TrainData, Trainer, evaluate,
@@ -82,14 +82,8 @@ pub enum Arm {
 
 impl Arm {
     /// The arms that are tuned.
-    pub const TUNED: [Self; 6] = [
-        Self::LoraVanilla,
-        Self::LoraNone,
-        Self::LoraSibo,
-        Self::AdapterVanilla,
-        Self::AdapterNone,
-        Self::AdapterSibo,
-    ];
+    pub const TUNED: [Self; 6] =
+        [Self::LoraVanilla, Self::LoraNone, Self::LoraSibo, Self::AdapterVanilla, Self::AdapterNone, Self::AdapterSibo];
 
     /// The arm's name in tables and files.
     #[must_use]
@@ -224,7 +218,7 @@ fn compute(arm: Arm, seed: u64, study: &StudyConfig, model: LoadedModel) -> Resu
     let examples: Vec<&Example> = test.iter().collect();
     let (loss, accuracy) = evaluate(&subject, &examples, 32)?;
     let frozen = subject.peft().map(Peft::frozen);
-    let (similarity, effective_rank) = geometry(subject.model(), &Pass::inference(frozen.as_ref()), &probe)?;
+    let Geometry { similarity, effective_rank } = geometry(subject.model(), &Pass::inference(frozen.as_ref()), &probe)?;
     Ok(CellResult {
         arm,
         seed,

@@ -149,6 +149,13 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     Ok(specs)
 }
 
+/// The model that the last run used, with the texts in its tokens.
+struct Current<'s> {
+    key: (&'s str, Option<&'s str>),
+    model: LoadedModel,
+    texts: Vec<EncodedText>,
+}
+
 fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec<RunValues>, Vec<Value>)> {
     let device = open::device(&args.device)?;
     let (mut runs, mut described) = (Vec::new(), Vec::new());

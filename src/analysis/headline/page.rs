@@ -2,7 +2,7 @@
 
 use super::cell::{Arm, CellResult, StudyConfig};
 use super::figures;
-use super::verdicts::{self, ACCURACY_MARGIN, Outcome, SIMILARITY_MARGIN, last_block};
+use super::verdicts::{self, Outcome, last_block};
 use crate::model::{Architecture, Initialisation, LoadedModel, Pass, RandomWeights, Transformer};
 use crate::persist::{self, PersistError};
 use crate::pretrain::corpus::probe_texts;
@@ -147,12 +147,13 @@ pub fn write_report(folder: &Path, study: &StudyConfig, cells: &[CellResult]) ->
 }
 
 fn page(study: &StudyConfig, cells: &[CellResult]) -> Result<String, StudyError> {
-    let compared = verdicts::comparisons(cells)?;
-    let mut page = Page::new("Does the initial residual relieve over-smoothing in fine-tuning?");
+    let compared = verdicts::comparisons(study, cells)?;
+    let mut page = Page::new(&study.title);
     page.paragraph(
         "The embedded model, tuned at tiny scale by `smooth-probe reproduce`. Every sentence with a verdict is \
          computed from the intervals below it; nothing on this page is a number of the paper's.",
     );
+    page.paragraph(&format!("Question: {} Expected: {}", study.question, study.hypothesis));
     let answers: Vec<String> = compared
         .iter()
         .filter(|c| matches!(c.control, Arm::LoraNone | Arm::AdapterNone))
@@ -250,12 +251,13 @@ fn methods(study: &StudyConfig, cells: &[CellResult]) -> String {
     let seeds = cells.iter().filter(|c| c.arm == Arm::LoraVanilla).count();
     let outcomes = Outcome::ALL.map(Outcome::name).join("; ");
     format!(
-        "Task `identity/difference` (\"how many more apples has A than B ?\"), 3,000 training items, {} test items of \
+        "Task `{}` (\"how many more apples has A than B ?\"), 3,000 training items, {} test items of \
          held-out name pairs, loss on the answer alone. {} steps of {} sequences, AdamW at {} with {} warm-up steps, \
          then linear to 0; LoRA r={} α={} on q, k, v, up, down; series adapters of width {} at gate and up; dropout 0. \
          λ = {}, policy `all`. {seeds} seeds, paired: the same start values, batches and items in every arm. \
          Outcomes: {outcomes}. Intervals are Student-t over seeds; margins, fixed before the run: \
          ±{:.0} points of accuracy, ±{} of similarity. Verdicts: helps, hurts, equivalent (two one-sided tests), undecided.",
+        study.task,
         study.test_items,
         study.steps,
         study.batch_size,
@@ -265,7 +267,7 @@ fn methods(study: &StudyConfig, cells: &[CellResult]) -> String {
         2 * study.rank,
         study.bottleneck,
         study.lambda,
-        100.0 * ACCURACY_MARGIN,
-        SIMILARITY_MARGIN,
+        100.0 * study.accuracy_margin,
+        study.similarity_margin,
     )
 }

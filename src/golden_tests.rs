@@ -218,12 +218,9 @@ fn lora_saved_by_peft_computes_what_peft_computes() {
 fn case_config(case: &Value) -> PeftConfig {
     let number = |key: &str| case[key].as_f64().unwrap();
     let method = match case["method"].as_str().unwrap() {
-        "lora" => Method::Lora {
-            rank: number("rank") as usize,
-            alpha: number("alpha"),
-            dropout: 0.0,
-            rank_stabilised: false,
-        },
+        "lora" => {
+            Method::Lora { rank: number("rank") as usize, alpha: number("alpha"), dropout: 0.0, rank_stabilised: false }
+        }
         kind => Method::Adapter {
             bottleneck: number("bottleneck") as usize,
             scale: number("scale"),
@@ -277,7 +274,9 @@ fn every_arm_policy_and_placement_computes_the_written_out_reference() {
         let mut peft = Peft::initial(&model, config, 0).unwrap();
         peft.set_stated_source(stated_source(arm, &model, &batch));
         let subject = Subject::adapter(model, peft).unwrap();
-        let file = |key: &str| golden("sibo").join(format!("{}.safetensors", case[key].as_str().unwrap().trim_end_matches(".safetensors")));
+        let file = |key: &str| {
+            golden("sibo").join(format!("{}.safetensors", case[key].as_str().unwrap().trim_end_matches(".safetensors")))
+        };
         subject.restore(&load_adapter_file(&file("tensors")).unwrap()).unwrap();
         let expected = tensors(&file("results"));
 
@@ -306,12 +305,10 @@ fn every_arm_policy_and_placement_computes_the_written_out_reference() {
 #[test]
 fn twenty_steps_of_adamw_end_where_torch_ends() {
     let training = json(&golden("training/training.json"));
-    let settings =
-        AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decay_vectors: true };
+    let settings = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decay_vectors: true };
     let sequences = gqa_sequences();
     let examples = examples(&sequences);
-    let rates: Vec<f64> =
-        training["learning_rates"].as_array().unwrap().iter().map(|r| r.as_f64().unwrap()).collect();
+    let rates: Vec<f64> = training["learning_rates"].as_array().unwrap().iter().map(|r| r.as_f64().unwrap()).collect();
     for (step, rate) in rates.iter().enumerate() {
         let ours = learning_rate(crate::train::Schedule::Linear, 3e-3, 0.0, 5, 20, step as u64);
         assert!((ours - rate).abs() < 1e-17, "step {step}: {ours} for {rate}");
@@ -338,7 +335,11 @@ fn twenty_steps_of_adamw_end_where_torch_ends() {
                     train_step(&subject, &mut moments, &settings, rate, 1.0, &micro, None, step as u64 + 1).unwrap();
                 let number = |key: &str| case[key][step].as_f64().unwrap();
                 let (loss, norm) = (number("losses"), number("grad_norms"));
-                assert!((report.loss / loss - 1.0).abs() < tolerance, "{name} {dtype:?} step {step}: {} for {loss}", report.loss);
+                assert!(
+                    (report.loss / loss - 1.0).abs() < tolerance,
+                    "{name} {dtype:?} step {step}: {} for {loss}",
+                    report.loss
+                );
                 let error = (report.gradient_norm / norm - 1.0).abs();
                 assert!(error < tolerance, "{name} {dtype:?} step {step}: norm off by {error:.1e}");
             }
@@ -407,4 +408,42 @@ fn adapters_come_back_from_disk_as_they_were() {
         };
         assert_eq!(logits(&loaded), logits(subject.peft().unwrap()), "{}", case["name"]);
     }
+}
+
+/// A real model with 30 layers, from GGUF: interleaved rotary rows read in the wrong order would make it only
+/// somewhat worse, so its states are held to those that transformers computes from the same file.
+#[test]
+fn smollm2_from_gguf_has_the_states_of_transformers() {
+    let shared = std::env::var("SMOOTH_PROBE_SHARED").unwrap_or_else(|_| "../shared".to_owned());
+    let path = Path::new(&shared).join("models/SmolLM2-135M/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !path.exists() {
+        println!("SKIPPED: {} is not there; set SMOOTH_PROBE_SHARED", path.display());
+        return;
+    }
+    let loaded = crate::model::LoadedModel::from_gguf(&path, "SmolLM2", DType::F32, &Device::Cpu).unwrap();
+    let expected = json(&golden("smollm2.json"));
+    let ids: Vec<u32> = expected["ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
+    let batch = Packed::from_sequences(&[&ids]);
+    let mut keep = Keep::default();
+    loaded.transformer.hidden_states(&batch, &Pass::default(), &mut keep).unwrap();
+    let mut compared = 0;
+    for (key, value) in expected["last_token"].as_object().unwrap() {
+        // Their block_l counts from 0, our layers of blocks from 1.
+        let point = match key.strip_prefix("block_") {
+            Some(block) => (Site::Block, block.parse::<usize>().unwrap() + 1),
+            None if key == "embedding" => (Site::Embedding, 0),
+            None => (Site::FinalNorm, 30),
+        };
+        let states = &keep.0.iter().find(|(at, _)| *at == point).unwrap().1;
+        let last: Vec<f32> = states.get(ids.len() - 1).unwrap().to_vec1().unwrap();
+        let norm = last.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let stated = value["norm"].as_f64().unwrap();
+        assert!((norm / stated - 1.0).abs() < 1e-4, "{key}: norm {norm} for {stated}");
+        for (found, value) in last.iter().zip(value["first"].as_array().unwrap()) {
+            let value = value.as_f64().unwrap();
+            assert!((f64::from(*found) - value).abs() < 1e-4 * stated, "{key}: {found} for {value}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 6);
 }

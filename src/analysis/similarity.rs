@@ -179,7 +179,13 @@ fn groups(run: &RunValues) -> Vec<Option<String>> {
     all
 }
 
-fn series(run: &RunValues, group: &Option<String>, point: usize, form: CosineForm, tokens: TokenSet) -> Vec<Option<f64>> {
+fn series(
+    run: &RunValues,
+    group: &Option<String>,
+    point: usize,
+    form: CosineForm,
+    tokens: TokenSet,
+) -> Vec<Option<f64>> {
     let values = run.values.get(&form).map(Vec::as_slice).unwrap_or_default();
     let members = run.texts.iter().zip(values).filter(|((_, g, _), _)| group.is_none() || g == group);
     members.map(|(_, text)| text.get(point).and_then(|sets| sets.get(tokens as usize)?.value)).collect()
@@ -188,9 +194,18 @@ fn series(run: &RunValues, group: &Option<String>, point: usize, form: CosineFor
 /// Collects series that share their texts, so that each set of texts is resampled once.
 struct Intervals {
     seed: u64,
-    /// By which texts are defined: the rows, whether it is the difference, and the values.
-    pending: BTreeMap<Vec<bool>, Vec<(usize, bool, Vec<f64>)>>,
+    /// By which texts are defined.
+    pending: BTreeMap<Vec<bool>, Vec<Pending>>,
     moments: Vec<(usize, bool, f64, Option<f64>, u64)>,
+}
+
+/// A series that waits for its interval.
+struct Pending {
+    /// The row that it belongs to.
+    row: usize,
+    /// Whether it is the difference to the reference.
+    difference: bool,
+    values: Vec<f64>,
 }
 
 impl Intervals {
@@ -198,7 +213,12 @@ impl Intervals {
         Self { seed, pending: BTreeMap::new(), moments: Vec::new() }
     }
 
-    fn fill(&mut self, row: usize, own: Vec<Option<f64>>, other: Option<Vec<Option<f64>>>) -> Result<(), StatisticsError> {
+    fn fill(
+        &mut self,
+        row: usize,
+        own: Vec<Option<f64>>,
+        other: Option<Vec<Option<f64>>>,
+    ) -> Result<(), StatisticsError> {
         if let Some(other) = other {
             let pairs = own.iter().zip(&other).map(|(a, b)| Some((*a)? - (*b)?)).collect();
             self.add(row, true, pairs)?;
@@ -214,7 +234,7 @@ impl Intervals {
         }
         let (mean, std) = statistics::mean_and_std(&defined)?;
         self.moments.push((row, difference, mean, std, defined.len() as u64));
-        self.pending.entry(mask).or_default().push((row, difference, defined));
+        self.pending.entry(mask).or_default().push(Pending { row, difference, values: defined });
         Ok(())
     }
 
@@ -228,12 +248,12 @@ impl Intervals {
             }
         }
         for entries in self.pending.into_values() {
-            let items = entries.first().map_or(0, |(_, _, values)| values.len());
-            let series: Vec<&[f64]> = entries.iter().map(|(_, _, values)| values.as_slice()).collect();
+            let items = entries.first().map_or(0, |entry| entry.values.len());
+            let series: Vec<&[f64]> = entries.iter().map(|entry| entry.values.as_slice()).collect();
             let found = Bootstrap::new(items, REPLICATES, self.seed)?.intervals(&series, LEVEL)?;
-            for ((row, difference, _), Interval { low, high }) in entries.iter().zip(found) {
-                let Some(row) = rows.get_mut(*row) else { continue };
-                if *difference {
+            for (entry, Interval { low, high }) in entries.iter().zip(found) {
+                let Some(row) = rows.get_mut(entry.row) else { continue };
+                if entry.difference {
                     (row.diff_ci_low, row.diff_ci_high) = (Some(low), Some(high));
                 } else {
                     (row.ci_low, row.ci_high) = (Some(low), Some(high));

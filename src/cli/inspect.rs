@@ -146,7 +146,10 @@ fn deployment(config: &PeftConfig, plan: &Plan) -> String {
                 .to_owned()
         }
         (Method::Lora { .. }, Some(r)) if mixed && r.arm == Arm::None => {
-            format!("mergeable: the control reads (1-{l})*x, so W' = W0 + (1-{l})*(alpha/r)*B*A where mixed", l = r.lambda)
+            format!(
+                "mergeable: the control reads (1-{l})*x, so W' = W0 + (1-{l})*(alpha/r)*B*A where mixed",
+                l = r.lambda
+            )
         }
         (Method::Lora { .. }, Some(r)) if mixed => format!(
             "cannot be merged whole: {l}*(alpha/r)*B*A*h0 depends on the token alone. Exact in part: \

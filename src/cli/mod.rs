@@ -40,7 +40,7 @@ enum Verb {
     /// Fine-tune a model: LoRA, adapters or all weights, vanilla or with SIBO's initial residual.
     Train(Box<train::TrainArgs>),
     /// Measure token similarity layer by layer, and compare models, adapters and checkpoints.
-    Similarity(similarity::SimilarityArgs),
+    Similarity(Box<similarity::SimilarityArgs>),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
     /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.

@@ -26,7 +26,7 @@ pub(super) struct ReproduceArgs {
 
 pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
     ensure!((1..=100).contains(&args.seeds), "--seeds is {}; it must be from 1 to 100", args.seeds);
-    let mut study = StudyConfig::default();
+    let mut study = StudyConfig::headline()?;
     if let Some(steps) = args.steps {
         ensure!(steps > 0, "--steps is 0; it must be at least 1");
         study.steps = steps;

@@ -149,20 +149,24 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     Ok(specs)
 }
 
-fn measure(
-    args: &SimilarityArgs,
-    specs: &[RunSpec],
-    quiet: bool,
-) -> Result<(Vec<RunValues>, Vec<Value>)> {
+/// The model that the last run used, with the texts in its tokens.
+struct Current<'s> {
+    key: (&'s str, Option<&'s str>),
+    model: LoadedModel,
+    texts: Vec<EncodedText>,
+}
+
+fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec<RunValues>, Vec<Value>)> {
     let device = open::device(&args.device)?;
     let (mut runs, mut described) = (Vec::new(), Vec::new());
-    let mut current: Option<((&str, Option<&str>), LoadedModel, Vec<EncodedText>)> = None;
+    // Runs of the same model, which mostly follow each other, load it once.
+    let mut current: Option<Current<'_>> = None;
     let bar = progress::bar(0, "texts", quiet);
     for spec in specs {
         bar.set_prefix(spec.name.clone());
         let key = (spec.model.as_str(), spec.revision.as_deref());
         let (model, encoded) = match current.take() {
-            Some((at, model, encoded)) if at == key => (model, encoded),
+            Some(current) if current.key == key => (current.model, current.texts),
             _ => {
                 let model = open::model(&spec.model, spec.revision.as_deref(), args.dtype.into(), &device)?;
                 let depth = model.transformer.architecture().layers;
@@ -187,7 +191,7 @@ fn measure(
             &mut tick,
         )?);
         described.push(describe(spec, &model, encoded.len())?);
-        current = Some((key, model, encoded));
+        current = Some(Current { key, model, texts: encoded });
     }
     bar.finish_and_clear();
     Ok((runs, described))
@@ -243,7 +247,8 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
             });
         }
     }
-    let what = args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
+    let what =
+        args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
     ensure!(!all.is_empty(), "{}: {what}", args.texts.display());
     Ok(all)
 }
@@ -275,7 +280,14 @@ fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
     let mut points: Vec<(u32, &str)> = shown.iter().map(|r| (r.layer, r.site.as_str())).collect();
     points.dedup();
     let mut seen = Vec::new();
-    points.retain(|point| if seen.contains(point) { false } else { seen.push(*point); true });
+    points.retain(|point| {
+        if seen.contains(point) {
+            false
+        } else {
+            seen.push(*point);
+            true
+        }
+    });
     println!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
     for (layer, site) in points {
         let values = runs.iter().map(|run| {

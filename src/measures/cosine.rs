@@ -165,7 +165,11 @@ impl Probe for CosineProbe {
             return Ok(());
         }
         if self.texts.len() != batch.sequences() {
-            return Err(refused(format!("{} texts were announced for {} sequences", self.texts.len(), batch.sequences())));
+            return Err(refused(format!(
+                "{} texts were announced for {} sequences",
+                self.texts.len(),
+                batch.sequences()
+            )));
         }
         let states = states.to_device(&Device::Cpu)?.contiguous()?;
         let width = states.dim(1)?;

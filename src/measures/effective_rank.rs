@@ -51,7 +51,8 @@ mod tests {
     #[test]
     fn tall_and_wide_agree() {
         let tall: Vec<f64> = (0..12).map(|i| f64::from(i * i % 7)).collect();
-        let wide: Vec<f64> = (0..3).flat_map(|j| (0..4).map(move |i| f64::from((i * 3 + j) * (i * 3 + j) % 7))).collect();
+        let wide: Vec<f64> =
+            (0..3).flat_map(|j| (0..4).map(move |i| f64::from((i * 3 + j) * (i * 3 + j) % 7))).collect();
         assert!((effective_rank(&tall, 3).unwrap() - effective_rank(&wide, 4).unwrap()).abs() < 1e-9);
     }
 }

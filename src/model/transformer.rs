@@ -38,7 +38,9 @@ pub enum ModelError {
         vocab: usize,
     },
     /// A hidden state is not finite.
-    #[error("text {text}: a hidden state is not finite at {site} layer {layer}; the weights are damaged or overflow their type")]
+    #[error(
+        "text {text}: a hidden state is not finite at {site} layer {layer}; the weights are damaged or overflow their type"
+    )]
     NotFinite {
         /// The text, counted from 0.
         text: usize,

@@ -86,3 +86,25 @@ fn random_vector(model: &Transformer, seed: u64) -> Result<Tensor> {
     let width = vector.len();
     Tensor::from_vec(vector, (1, width), &Device::Cpu)?.to_dtype(model.dtype())?.to_device(model.device())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shuffled_position_reads_an_earlier_one_of_its_own_text() {
+        let batch = Packed::from_sequences(&[vec![0; 5], vec![0; 1], vec![0; 40]]);
+        let rows = shuffled_rows(&batch, 7);
+        for span in batch.offsets.windows(2) {
+            for (i, &row) in rows[span[0]..span[1]].iter().enumerate() {
+                let row = row as usize;
+                assert!(row >= span[0] && row < span[0] + i.max(1), "position {i} reads row {row}");
+            }
+        }
+        // A text reads the same in another batch, and a longer text begins as a shorter one.
+        let alone = shuffled_rows(&Packed::from_sequences(&[vec![0; 40]]), 7);
+        assert!(alone.iter().zip(&rows[6..]).all(|(a, b)| a + 6 == *b));
+        assert!(alone.iter().zip(&rows[..5]).all(|(a, b)| a == b));
+        assert_ne!(rows, shuffled_rows(&batch, 8));
+    }
+}

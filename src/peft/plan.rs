@@ -225,3 +225,75 @@ fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::H0Kind;
+    use crate::model::families::parse_config;
+    use crate::peft::{Arm, ResidualConfig};
+    use serde_json::json;
+
+    fn llama_7b() -> Architecture {
+        let config = json!({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000});
+        parse_config("c", &config).unwrap()
+    }
+
+    fn config(method: Method, policy: Policy) -> PeftConfig {
+        let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 };
+        PeftConfig { targets: method.default_targets(), method, residual: Some(residual) }
+    }
+
+    fn lora(rank: usize) -> Method {
+        Method::Lora { rank, alpha: 16.0, dropout: 0.05, rank_stabilised: false }
+    }
+
+    fn adapter(placement: Placement) -> Method {
+        Method::Adapter { bottleneck: 256, scale: 1.0, placement }
+    }
+
+    #[test]
+    fn trainable_counts_are_those_of_the_released_runs() {
+        let count = |method| Plan::new(&llama_7b(), &config(method, Policy::Official)).unwrap().trainable();
+        assert_eq!(count(lora(8)), 14_024_704);
+        assert_eq!(count(lora(32)), 56_098_816);
+        assert_eq!(count(adapter(Placement::Series)), 134_217_728);
+    }
+
+    #[test]
+    fn policies_mix_where_the_paper_and_the_code_say() {
+        let mixed = |method: Method, policy, targets: &[&str]| {
+            let mut config = config(method, policy);
+            config.targets = targets.iter().map(|&t| t.to_owned()).collect();
+            let plan = Plan::new(&llama_7b(), &config).unwrap();
+            let first = plan.modules.iter().filter(|m| m.layer == 0 && m.residual == Mixing::Mixed);
+            first.map(|m| m.path.rsplit('.').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        assert_eq!(mixed(lora(8), Policy::Official, &all), ["up_proj"]);
+        assert_eq!(mixed(lora(8), Policy::All, &all), ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]);
+        let series = adapter(Placement::Series);
+        assert_eq!(mixed(series, Policy::Official, &all), ["gate_proj", "up_proj"]);
+        assert_eq!(mixed(series, Policy::All, &["down_proj", "o_proj"]), ["o_proj", "down_proj"]);
+        assert_eq!(mixed(adapter(Placement::Parallel), Policy::All, &["up_proj", "down_proj"]), ["up_proj"]);
+    }
+
+    #[test]
+    fn what_matches_nothing_is_refused() {
+        let with = |targets: &[&str]| {
+            let mut config = config(lora(8), Policy::All);
+            config.targets = targets.iter().map(|&t| t.to_owned()).collect();
+            Plan::new(&llama_7b(), &config).unwrap_err().to_string()
+        };
+        assert!(with(&["q_proj", "query"]).starts_with("target \"query\" matches no linear"));
+        // PEFT matches from a dot on: "proj" is no end of "self_attn.q_proj".
+        assert!(with(&["proj"]).contains("matches no linear"));
+        assert!(with(&[]).starts_with("no targets"));
+        let rank_zero = Plan::new(&llama_7b(), &config(lora(0), Policy::All)).unwrap_err();
+        assert_eq!(rank_zero.to_string(), "rank is 0; it must be at least 1");
+        let mut nan = config(lora(8), Policy::All);
+        nan.residual = nan.residual.map(|r| ResidualConfig { lambda: f64::NAN, ..r });
+        assert!(Plan::new(&llama_7b(), &nan).unwrap_err().to_string().starts_with("sibo-lambda is NaN"));
+    }
+}

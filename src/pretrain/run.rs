@@ -104,15 +104,20 @@ fn count_right(model: &Transformer, prompts: &[Vec<u32>], answers: &[u32]) -> Re
     Ok(right)
 }
 
+/// How alike the tokens are, and how many dimensions they use, at every point of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Geometry {
+    /// Mean token similarity over texts.
+    pub similarity: Vec<Option<f64>>,
+    /// Mean effective rank over texts.
+    pub effective_rank: Vec<Option<f64>>,
+}
+
 /// Similarity and effective rank of every layer over `texts`, in [`crate::measures::points`]'s order.
 ///
 /// # Errors
 /// The model cannot be run.
-pub fn geometry(
-    model: &Transformer,
-    pass: &Pass<'_>,
-    texts: &[Vec<u32>],
-) -> Result<(Vec<Option<f64>>, Vec<Option<f64>>), ModelError> {
+pub fn geometry(model: &Transformer, pass: &Pass<'_>, texts: &[Vec<u32>]) -> Result<Geometry, ModelError> {
     let mut probe = GeometryProbe {
         cosine: CosineProbe::new(model.architecture().layers, None),
         ranks: vec![(0.0, 0); model.architecture().layers + 2],
@@ -124,7 +129,7 @@ pub fn geometry(
         model.hidden_states(&batch, pass, &mut probe)?;
     }
     let ranks = probe.ranks.iter().map(|&(sum, n)| (n > 0).then(|| sum / f64::from(n))).collect();
-    Ok((probe.cosine.curve(TokenSet::All), ranks))
+    Ok(Geometry { similarity: probe.cosine.curve(TokenSet::All), effective_rank: ranks })
 }
 
 struct GeometryProbe {
@@ -277,7 +282,7 @@ fn survey(
     }
     let mean = |(sum, n): (f64, u64)| sum / n.max(1) as f64;
     let texts: Vec<Vec<u32>> = validation.iter().take(50).map(|t| t.ids.clone()).collect();
-    let (similarity, effective_rank) = geometry(model, &Pass::default(), &texts)?;
+    let Geometry { similarity, effective_rank } = geometry(model, &Pass::default(), &texts)?;
     let per_target = |sum: f64| (since.targets > 0).then(|| sum / since.targets as f64);
     Ok(PretrainEvent {
         step,

@@ -4,20 +4,31 @@ use crate::data::{EncodingOptions, Example, LossOn, Record, Template, Tokenize, 
 use crate::model::{LoadedModel, Pass};
 use crate::peft::{self, Peft, Policy};
 use crate::pretrain::holdout::Split;
-use crate::pretrain::run::geometry;
+use crate::pretrain::run::{Geometry, geometry};
 use crate::pretrain::tasks::{Task, TaskItem, majority_share};
 use crate::train::{
     MethodName, Observer, ProbeSet, Schedule, StepEvent, Subject, TrainConfig, TrainData, Trainer, evaluate,
 };
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
 
-/// What all cells share; fixed before the first of them runs.
+/// What all cells share: `analyses/headline.toml`, fixed before the first of them ran.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StudyConfig {
+    /// The page's title.
+    pub title: String,
+    /// What is asked.
+    pub question: String,
+    /// What was expected.
+    pub hypothesis: String,
+    /// The model; `embedded`.
+    pub model: String,
+    /// The task's name.
+    pub task: String,
     /// Optimizer steps of a cell.
     pub steps: u64,
     /// Sequences of a step.
@@ -40,23 +51,19 @@ pub struct StudyConfig {
     pub probe_texts: usize,
     /// Items of the test.
     pub test_items: usize,
+    /// Differences of accuracy below this do not matter.
+    pub accuracy_margin: f64,
+    /// Differences of similarity below this do not matter.
+    pub similarity_margin: f64,
 }
 
-impl Default for StudyConfig {
-    fn default() -> Self {
-        Self {
-            steps: 290,
-            batch_size: 16,
-            lr: 5e-3,
-            warmup_steps: 20,
-            rank: 8,
-            bottleneck: 16,
-            lambda: 0.3,
-            eval_every: 58,
-            validation_items: 100,
-            probe_texts: 100,
-            test_items: 2000,
-        }
+impl StudyConfig {
+    /// The study that is compiled in.
+    ///
+    /// # Errors
+    /// The file was damaged; a test reads it.
+    pub fn headline() -> Result<Self> {
+        Ok(toml::from_str(include_str!("../../../analyses/headline.toml"))?)
     }
 }
 
@@ -82,14 +89,8 @@ pub enum Arm {
 
 impl Arm {
     /// The arms that are tuned.
-    pub const TUNED: [Self; 6] = [
-        Self::LoraVanilla,
-        Self::LoraNone,
-        Self::LoraSibo,
-        Self::AdapterVanilla,
-        Self::AdapterNone,
-        Self::AdapterSibo,
-    ];
+    pub const TUNED: [Self; 6] =
+        [Self::LoraVanilla, Self::LoraNone, Self::LoraSibo, Self::AdapterVanilla, Self::AdapterNone, Self::AdapterSibo];
 
     /// The arm's name in tables and files.
     #[must_use]
@@ -196,8 +197,10 @@ pub fn run_cell(arm: Arm, seed: u64, study: &StudyConfig, folder: &Path) -> Resu
 
 fn compute(arm: Arm, seed: u64, study: &StudyConfig, model: LoadedModel) -> Result<CellResult> {
     let started = Instant::now();
+    let task = Task::ALL.into_iter().find(|task| task.name() == study.task);
+    let task = task.ok_or_else(|| anyhow!("analyses/headline.toml: task {} is unknown", study.task))?;
     let encode = |split: Split, n: usize| -> Result<(Vec<Example>, f64)> {
-        let mut items = Task::Difference.items(split, seed);
+        let mut items = task.items(split, seed);
         items.truncate(n);
         let (examples, _) = encode_items(&items, &model.tokenizer)?;
         Ok((examples, majority_share(&items)))
@@ -224,7 +227,7 @@ fn compute(arm: Arm, seed: u64, study: &StudyConfig, model: LoadedModel) -> Resu
     let examples: Vec<&Example> = test.iter().collect();
     let (loss, accuracy) = evaluate(&subject, &examples, 32)?;
     let frozen = subject.peft().map(Peft::frozen);
-    let (similarity, effective_rank) = geometry(subject.model(), &Pass::inference(frozen.as_ref()), &probe)?;
+    let Geometry { similarity, effective_rank } = geometry(subject.model(), &Pass::inference(frozen.as_ref()), &probe)?;
     Ok(CellResult {
         arm,
         seed,

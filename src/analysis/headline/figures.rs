@@ -73,7 +73,8 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
         ],
         notes: vec![
             "Bands: 95 % t-interval over seeds. Hollow: after the final norm.".to_owned(),
-            "none = the branch's input is shrunken as SIBO's and nothing is added: only SIBO − none is h0's.".to_owned(),
+            "none = the branch's input is shrunken as SIBO's and nothing is added: only SIBO − none is h0's."
+                .to_owned(),
         ],
         width: Width::TwoColumn,
     }

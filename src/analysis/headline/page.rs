@@ -2,7 +2,7 @@
 
 use super::cell::{Arm, CellResult, StudyConfig};
 use super::figures;
-use super::verdicts::{self, ACCURACY_MARGIN, Outcome, SIMILARITY_MARGIN, last_block};
+use super::verdicts::{self, Outcome, last_block};
 use crate::model::{Architecture, Initialisation, LoadedModel, Pass, RandomWeights, Transformer};
 use crate::persist::{self, PersistError};
 use crate::pretrain::corpus::probe_texts;
@@ -39,6 +39,9 @@ pub enum StudyError {
     Load(#[from] crate::model::LoadError),
 }
 
+/// A value at every layer, the one after the final norm last.
+type LayerValues = Vec<(f64, Option<f64>)>;
+
 /// The committed curve of a real model, SmolLM2-135M over GSM8K's test problems.
 const SMOLLM2: &str = include_str!("../../../reports/real/smollm2-135m/similarity.csv");
 
@@ -57,8 +60,8 @@ pub fn write_base_figure(folder: &Path) -> Result<(), StudyError> {
     let untrained = Transformer::load("untrained", architecture.clone(), &weights, DType::F32, &Device::Cpu)?;
     let mut curves = Vec::new();
     for (label, transformer) in [("untrained", &untrained), ("pretrained", &model.transformer)] {
-        let (similarity, _) = geometry(transformer, &Pass::default(), &texts)?;
-        let points: Vec<(f64, Option<f64>)> = similarity.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
+        let similarity = geometry(transformer, &Pass::default(), &texts)?.similarity;
+        let points: LayerValues = similarity.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
         curves.push((label, points));
     }
     let chart = base_chart(&curves, &committed_curve(SMOLLM2));
@@ -66,7 +69,7 @@ pub fn write_base_figure(folder: &Path) -> Result<(), StudyError> {
 }
 
 /// Layer and mean of the plain cosine over all tokens: blocks and embedding, then the final norm.
-fn committed_curve(csv: &str) -> Vec<(f64, Option<f64>)> {
+fn committed_curve(csv: &str) -> LayerValues {
     let mut lines = csv.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
     let column = |name: &str| header.iter().position(|h| *h == name);
@@ -81,11 +84,11 @@ fn committed_curve(csv: &str) -> Vec<(f64, Option<f64>)> {
     points
 }
 
-fn base_chart(embedded: &[(&str, Vec<(f64, Option<f64>)>)], real: &[(f64, Option<f64>)]) -> Chart {
-    let series = |label: &str, style: usize, points: &[(f64, Option<f64>)]| {
+fn base_chart(embedded: &[(&str, LayerValues)], real: &LayerValues) -> Chart {
+    let series = |label: &str, style: usize, points: &LayerValues| {
         let (last, body) = match points.split_last() {
             Some((last, body)) => (Some(last), body),
-            None => (None, points),
+            None => (None, points.as_slice()),
         };
         let depth = body.last().map_or(0.0, |(x, _)| *x);
         let point = |x: f64, y: Option<f64>| Point { x, y, interval: None };
@@ -132,10 +135,9 @@ fn write_chart(folder: &Path, stem: &str, png: &[u8], svg: &str) -> Result<(), S
 pub fn write_report(folder: &Path, study: &StudyConfig, cells: &[CellResult]) -> Result<(), StudyError> {
     write_table(folder, "cells", &mut figures::cells_frame(cells)?)?;
     write_table(folder, "curves", &mut figures::curves_frame(cells)?)?;
-    for (stem, chart) in [
-        ("similarity", figures::similarity_figure(cells)),
-        ("effective_rank", figures::rank_figure(cells)),
-    ] {
+    for (stem, chart) in
+        [("similarity", figures::similarity_figure(cells)), ("effective_rank", figures::rank_figure(cells))]
+    {
         write_chart(folder, stem, &chart.png()?, &chart.svg()?)?;
     }
     let bars = figures::accuracy_figure(cells);
@@ -145,12 +147,13 @@ pub fn write_report(folder: &Path, study: &StudyConfig, cells: &[CellResult]) ->
 }
 
 fn page(study: &StudyConfig, cells: &[CellResult]) -> Result<String, StudyError> {
-    let compared = verdicts::comparisons(cells)?;
-    let mut page = Page::new("Does the initial residual relieve over-smoothing in fine-tuning?");
+    let compared = verdicts::comparisons(study, cells)?;
+    let mut page = Page::new(&study.title);
     page.paragraph(
         "The embedded model, tuned at tiny scale by `smooth-probe reproduce`. Every sentence with a verdict is \
          computed from the intervals below it; nothing on this page is a number of the paper's.",
     );
+    page.paragraph(&format!("Question: {} Expected: {}", study.question, study.hypothesis));
     let answers: Vec<String> = compared
         .iter()
         .filter(|c| matches!(c.control, Arm::LoraNone | Arm::AdapterNone))
@@ -167,7 +170,10 @@ fn page(study: &StudyConfig, cells: &[CellResult]) -> Result<String, StudyError>
     page.figure("accuracy.png", "Test accuracy of every arm");
     page.table(&["arm", "seeds", "trained", "accuracy (%)", "loss (nats)", "last-block similarity"], &arm_rows(cells));
     page.section("All comparisons, paired by seed");
-    page.table(&["treatment", "control", "outcome", "mean difference", "95 % interval", "verdict"], &verdict_rows(&compared));
+    page.table(
+        &["treatment", "control", "outcome", "mean difference", "95 % interval", "verdict"],
+        &verdict_rows(&compared),
+    );
     page.section("Gates");
     page.list(&gates(cells));
     page.section("How it was made");
@@ -229,7 +235,9 @@ fn gates(cells: &[CellResult]) -> Vec<String> {
     let mut lines = Vec::new();
     if let (Some(base), Some(majority)) = (mean(Arm::Base, |c| c.accuracy), mean(Arm::Base, |c| c.majority)) {
         let ok = passed(base <= majority + 25.0);
-        lines.push(format!("base model at most 25 points over the commonest answer: {base:.1} % over {majority:.1} %: {ok}"));
+        lines.push(format!(
+            "base model at most 25 points over the commonest answer: {base:.1} % over {majority:.1} %: {ok}"
+        ));
     }
     if let Some(vanilla) = mean(Arm::LoraVanilla, |c| c.accuracy) {
         let ok = passed((45.0..=80.0).contains(&vanilla));
@@ -243,12 +251,13 @@ fn methods(study: &StudyConfig, cells: &[CellResult]) -> String {
     let seeds = cells.iter().filter(|c| c.arm == Arm::LoraVanilla).count();
     let outcomes = Outcome::ALL.map(Outcome::name).join("; ");
     format!(
-        "Task `identity/difference` (\"how many more apples has A than B ?\"), 3,000 training items, {} test items of \
+        "Task `{}` (\"how many more apples has A than B ?\"), 3,000 training items, {} test items of \
          held-out name pairs, loss on the answer alone. {} steps of {} sequences, AdamW at {} with {} warm-up steps, \
          then linear to 0; LoRA r={} α={} on q, k, v, up, down; series adapters of width {} at gate and up; dropout 0. \
          λ = {}, policy `all`. {seeds} seeds, paired: the same start values, batches and items in every arm. \
          Outcomes: {outcomes}. Intervals are Student-t over seeds; margins, fixed before the run: \
          ±{:.0} points of accuracy, ±{} of similarity. Verdicts: helps, hurts, equivalent (two one-sided tests), undecided.",
+        study.task,
         study.test_items,
         study.steps,
         study.batch_size,
@@ -258,7 +267,7 @@ fn methods(study: &StudyConfig, cells: &[CellResult]) -> String {
         2 * study.rank,
         study.bottleneck,
         study.lambda,
-        100.0 * ACCURACY_MARGIN,
-        SIMILARITY_MARGIN,
+        100.0 * study.accuracy_margin,
+        study.similarity_margin,
     )
 }

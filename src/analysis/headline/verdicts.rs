@@ -1,12 +1,7 @@
 //! Paired comparisons between arms, and the sentences that they allow.
 
-use super::cell::{Arm, CellResult};
+use super::cell::{Arm, CellResult, StudyConfig};
 use crate::statistics::{Comparison, Direction, StatisticsError, compare_seeds};
-
-/// The margins below which a difference does not matter, fixed before the first run.
-pub(super) const ACCURACY_MARGIN: f64 = 0.02;
-/// For the last block's token similarity.
-pub(super) const SIMILARITY_MARGIN: f64 = 0.02;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +25,8 @@ impl Outcome {
         }
     }
 
-    fn margin(self) -> f64 {
-        if self == Self::Accuracy { ACCURACY_MARGIN } else { SIMILARITY_MARGIN }
+    fn margin(self, study: &StudyConfig) -> f64 {
+        if self == Self::Accuracy { study.accuracy_margin } else { study.similarity_margin }
     }
 
     fn direction(self) -> Direction {
@@ -51,7 +46,7 @@ pub(super) struct Paired {
 
 /// The comparisons that the study is for: SIBO against its control and against vanilla, and the control
 /// against vanilla.
-pub(super) fn comparisons(cells: &[CellResult]) -> Result<Vec<Paired>, StatisticsError> {
+pub(super) fn comparisons(study: &StudyConfig, cells: &[CellResult]) -> Result<Vec<Paired>, StatisticsError> {
     let pairs = [
         (Arm::LoraSibo, Arm::LoraNone),
         (Arm::LoraSibo, Arm::LoraVanilla),
@@ -66,7 +61,7 @@ pub(super) fn comparisons(cells: &[CellResult]) -> Result<Vec<Paired>, Statistic
             let differences = differences(cells, treatment, control, outcome);
             let comparison = match differences.is_empty() {
                 true => None,
-                false => Some(compare_seeds(&differences, outcome.margin(), outcome.direction())?),
+                false => Some(compare_seeds(&differences, outcome.margin(study), outcome.direction())?),
             };
             all.push(Paired { treatment, control, outcome, comparison });
         }

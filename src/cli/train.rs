@@ -19,6 +19,7 @@ use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -224,7 +225,8 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let hashes = model.hashes()?;
     let data_hash = hash::sha256_file(&config.data).with_context(|| config.data.display().to_string())?;
     let (data, notes) = prepare_data(&config, &model)?;
-    let (subject, model_folder) = subject(&config, model)?;
+    let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
+    let subject = subject(&config, model)?;
     if args.dry_run {
         return dry_run(&config, &subject, &data, &notes);
     }
@@ -251,8 +253,8 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     manifest.write(&config.out)?;
     let mut progress = TrainingProgress::new(trainer.total_steps(), quiet);
     let outcome = trainer.run(args.resume, &fingerprint, &mut progress)?;
-    if let Some(folder) = &model_folder {
-        copy_companions(folder, &files.result(&subject))?;
+    for (name, bytes) in &companions {
+        persist::write_file(&files.result(&subject).join(name), bytes)?;
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
@@ -322,12 +324,12 @@ fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<(V
     Ok(texts)
 }
 
-/// What is trained, and the folder of the base model where its config and tokenizer must go along.
-fn subject(config: &TrainConfig, model: LoadedModel) -> Result<(Subject, Option<PathBuf>)> {
-    let architecture = model.transformer.architecture().clone();
-    let LoadedModel { transformer, folder, .. } = model;
+/// What is trained.
+fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
+    let transformer = model.transformer;
+    let architecture = transformer.architecture().clone();
     let Some(peft_config) = config.peft(&architecture) else {
-        return Ok((Subject::full(transformer)?, folder));
+        return Ok(Subject::full(transformer)?);
     };
     let peft = match &config.init_adapter {
         None => Peft::initial(&transformer, peft_config, config.seed)?,
@@ -339,28 +341,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<(Subject, Option<
             }
         }
     };
-    Ok((Subject::adapter(transformer, peft)?, None))
-}
-
-/// A model that was trained whole needs its config and tokenizer beside it.
-fn copy_companions(from: &Path, to: &Path) -> Result<()> {
-    let names = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-    ];
-    for name in names {
-        let path = from.join(name);
-        if path.is_file() {
-            let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-            persist::write_file(&to.join(name), &bytes)?;
-        }
-    }
-    Ok(())
+    Ok(Subject::adapter(transformer, peft)?)
 }
 
 /// Modules, memory and time. The time is that of the first micro-batch, run for real.

@@ -19,8 +19,9 @@ pub struct LoadedModel {
     pub name: String,
     /// The files that it was read from; empty for the embedded model.
     pub files: Vec<PathBuf>,
-    /// The folder of `config.json` and tokenizer, where there is one.
-    pub folder: Option<PathBuf>,
+    /// What stands beside the weights in a Hugging Face folder, by file name: `config.json`, the tokenizer. A
+    /// model that was trained whole is written with them.
+    pub companions: BTreeMap<String, Vec<u8>>,
     /// The transformer.
     pub transformer: Transformer,
     /// The tokenizer.
@@ -56,8 +57,8 @@ impl LoadedModel {
         let weights = Weights::open(folder).map_err(ModelError::from)?;
         let transformer = Transformer::load(name, architecture, &weights, dtype, device)?;
         let tokenizer = TextTokenizer::from_folder(folder)?;
-        let folder = Some(folder.to_path_buf());
-        Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), folder, transformer, tokenizer })
+        let companions = read_companions(folder)?;
+        Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, tokenizer })
     }
 
     /// Loads a GGUF file of a supported family, dequantised to `dtype`.
@@ -71,7 +72,11 @@ impl LoadedModel {
         let architecture = families::parse_config(&file, &config).map_err(ModelError::from)?;
         let transformer = Transformer::load(name, architecture, &gguf, dtype, device)?;
         let tokenizer = TextTokenizer::from_gguf(&gguf)?;
-        Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], folder: None, transformer, tokenizer })
+        let companions = BTreeMap::from([
+            ("config.json".to_owned(), format!("{config:#}\n").into_bytes()),
+            ("tokenizer.json".to_owned(), tokenizer.to_json()?.into_bytes()),
+        ]);
+        Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], companions, transformer, tokenizer })
     }
 
     /// The model that is compiled in.
@@ -84,7 +89,11 @@ impl LoadedModel {
         let tensors = candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, device).map_err(ModelError::from)?;
         let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), dtype, device)?;
         let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER, Some(EMBEDDED_CONFIG))?;
-        Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), folder: None, transformer, tokenizer })
+        let companions = BTreeMap::from([
+            ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),
+            ("tokenizer.json".to_owned(), EMBEDDED_TOKENIZER.to_vec()),
+        ]);
+        Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, tokenizer })
     }
 
     /// SHA-256 of every weights file by its name.
@@ -104,6 +113,30 @@ impl LoadedModel {
         });
         hashed.collect()
     }
+}
+
+/// The files of a Hugging Face folder that are not weights.
+const COMPANIONS: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+fn read_companions(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, LoadError> {
+    let mut companions = BTreeMap::new();
+    for name in COMPANIONS {
+        let path = folder.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path)
+                .map_err(|source| LoadError::Unreadable { file: path.display().to_string(), source })?;
+            companions.insert(name.to_owned(), bytes);
+        }
+    }
+    Ok(companions)
 }
 
 /// Tensors that are in memory already.

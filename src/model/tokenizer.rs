@@ -247,6 +247,18 @@ impl TextTokenizer {
         Ok(Encoded { special: special.collect(), ids, offsets: encoding.get_offsets().to_vec() })
     }
 
+    /// The tokenizer as the content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        self.inner.to_string(true).map_err(|e| TokenizerError::Broken {
+            file: "tokenizer".to_owned(),
+            problem: e.to_string(),
+            remedy: "use a model folder with a tokenizer.json",
+        })
+    }
+
     /// The text of `ids`, without special tokens if `skip_special`.
     ///
     /// # Errors

@@ -144,10 +144,22 @@ fn data_that_are_none() {
         ("empty.jsonl", Vec::new(), &["empty.jsonl", "holds no"]),
         ("blank.jsonl", b"\n\n".to_vec(), &["blank.jsonl", "holds no"]),
         ("empty.json", b"[]".to_vec(), &["empty.json", "holds no"]),
-        ("broken.jsonl", format!("{good}\n{good}\n{{\"instruction\": \"a\", \n{good}\n").into(), &["broken.jsonl:3", "one whole JSON object"]),
-        ("latin.jsonl", [good.as_bytes(), b"\n{\"instruction\": \"caf\xe9\", \"output\": \"b\"}\n"].concat(), &["latin.jsonl:2", "not UTF-8", "convert"]),
+        (
+            "broken.jsonl",
+            format!("{good}\n{good}\n{{\"instruction\": \"a\", \n{good}\n").into(),
+            &["broken.jsonl:3", "one whole JSON object"],
+        ),
+        (
+            "latin.jsonl",
+            [good.as_bytes(), b"\n{\"instruction\": \"caf\xe9\", \"output\": \"b\"}\n"].concat(),
+            &["latin.jsonl:2", "not UTF-8", "convert"],
+        ),
         ("keys.jsonl", format!("{good}\n{{\"prompt\": \"a\"}}\n").into(), &["keys.jsonl:2", "prompt", "instruction"]),
-        ("type.jsonl", format!("{good}\n{{\"instruction\": 3, \"output\": \"a\"}}\n").into(), &["type.jsonl:2", "instruction", "must hold"]),
+        (
+            "type.jsonl",
+            format!("{good}\n{{\"instruction\": 3, \"output\": \"a\"}}\n").into(),
+            &["type.jsonl:2", "instruction", "must hold"],
+        ),
         ("array.json", b"[{\"instruction\": \"a\", \"output\": \"b\"},".to_vec(), &["array.json", "JSON"]),
         ("data.xlsx", b"PK".to_vec(), &["data.xlsx", "end its name in"]),
         ("none.jsonl", b"{\"instruction\": \"a\", \"output\": \"\"}\n".to_vec(), &["none.jsonl"]),
@@ -183,7 +195,8 @@ fn texts_that_are_none() {
 
 /// An adapter trained on the tiny model.
 fn adapter(place: &Place, name: &str, options: &str) -> PathBuf {
-    let line = place.line(&format!("train --model MODEL --data DATA --steps 1 --rank 4 --val-size 0 --quiet {options}"));
+    let line =
+        place.line(&format!("train --model MODEL --data DATA --steps 1 --rank 4 --val-size 0 --quiet {options}"));
     succeed(&format!("{line} --out {}", place.path(name).display()));
     place.path(name).join("adapter")
 }

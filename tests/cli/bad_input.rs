@@ -53,7 +53,10 @@ fn settings_out_of_range() {
         ("TRAIN --sibo-lambda=-0.1", &["sibo-lambda", "-0.1", "in [0, 1]"]),
         ("TRAIN --sibo-lambda NaN", &["sibo-lambda", "NaN", "in [0, 1]"]),
         ("TRAIN --rank 0", &["rank", "at least 1"]),
-        ("TRAIN --rank 18446744073709551615", &["rank", "must be"]),
+        ("TRAIN --rank 18446744073709551615", &["rank", "must be below"]),
+        ("TRAIN --rank 1000000000000000", &["rank", "at most 65536"]),
+        ("TRAIN --method adapter --bottleneck 1000000000000000", &["bottleneck", "at most 65536"]),
+        ("inspect --model MODEL --method lora --rank 1000000000000000", &["rank", "at most 65536"]),
         ("TRAIN --alpha 0", &["alpha", "above 0"]),
         ("TRAIN --alpha NaN", &["alpha", "above 0"]),
         ("TRAIN --dropout 1", &["dropout", "in [0, 1)"]),
@@ -65,7 +68,7 @@ fn settings_out_of_range() {
         ("TRAIN --lr inf", &["lr", "at least 0"]),
         ("TRAIN --max-grad-norm=-1", &["max-grad-norm", "0 = off"]),
         ("TRAIN --batch-size 0", &["batch-size", "at least 1"]),
-        ("TRAIN --batch-size 18446744073709551615", &["batch-size", "must be"]),
+        ("TRAIN --batch-size 9223372036854775807", &["batch-size", "must be"]),
         ("TRAIN --accumulate 0", &["accumulate", "at least 1"]),
         ("TRAIN --cutoff 1", &["cutoff", "at least 2"]),
         ("TRAIN --save-every 0", &["save-every", "at least 1"]),
@@ -144,10 +147,22 @@ fn data_that_are_none() {
         ("empty.jsonl", Vec::new(), &["empty.jsonl", "holds no"]),
         ("blank.jsonl", b"\n\n".to_vec(), &["blank.jsonl", "holds no"]),
         ("empty.json", b"[]".to_vec(), &["empty.json", "holds no"]),
-        ("broken.jsonl", format!("{good}\n{good}\n{{\"instruction\": \"a\", \n{good}\n").into(), &["broken.jsonl:3", "one whole JSON object"]),
-        ("latin.jsonl", [good.as_bytes(), b"\n{\"instruction\": \"caf\xe9\", \"output\": \"b\"}\n"].concat(), &["latin.jsonl:2", "not UTF-8", "convert"]),
+        (
+            "broken.jsonl",
+            format!("{good}\n{good}\n{{\"instruction\": \"a\", \n{good}\n").into(),
+            &["broken.jsonl:3", "one whole JSON object"],
+        ),
+        (
+            "latin.jsonl",
+            [good.as_bytes(), b"\n{\"instruction\": \"caf\xe9\", \"output\": \"b\"}\n"].concat(),
+            &["latin.jsonl:2", "not UTF-8", "convert"],
+        ),
         ("keys.jsonl", format!("{good}\n{{\"prompt\": \"a\"}}\n").into(), &["keys.jsonl:2", "prompt", "instruction"]),
-        ("type.jsonl", format!("{good}\n{{\"instruction\": 3, \"output\": \"a\"}}\n").into(), &["type.jsonl:2", "instruction", "must hold"]),
+        (
+            "type.jsonl",
+            format!("{good}\n{{\"instruction\": 3, \"output\": \"a\"}}\n").into(),
+            &["type.jsonl:2", "instruction", "must hold"],
+        ),
         ("array.json", b"[{\"instruction\": \"a\", \"output\": \"b\"},".to_vec(), &["array.json", "JSON"]),
         ("data.xlsx", b"PK".to_vec(), &["data.xlsx", "end its name in"]),
         ("none.jsonl", b"{\"instruction\": \"a\", \"output\": \"\"}\n".to_vec(), &["none.jsonl"]),
@@ -183,7 +198,8 @@ fn texts_that_are_none() {
 
 /// An adapter trained on the tiny model.
 fn adapter(place: &Place, name: &str, options: &str) -> PathBuf {
-    let line = place.line(&format!("train --model MODEL --data DATA --steps 1 --rank 4 --val-size 0 --quiet {options}"));
+    let line =
+        place.line(&format!("train --model MODEL --data DATA --steps 1 --rank 4 --val-size 0 --quiet {options}"));
     succeed(&format!("{line} --out {}", place.path(name).display()));
     place.path(name).join("adapter")
 }
@@ -232,7 +248,7 @@ fn adapters_that_do_not_fit() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&weights, bytes).unwrap();
-    use_it(&["adapter_model.safetensors", "not finite"]);
+    use_it(&["adapter_model.safetensors", "NaN", "again"]);
     fs::remove_file(&weights).unwrap();
     use_it(&["adapter_model.safetensors", "check"]);
 }

@@ -56,8 +56,11 @@ pub fn instructions(path: &Path, count: usize) -> PathBuf {
             let (a, b) = (digits[i % 8], digits[(i / 8) % 8]);
             let animal = animals[i % 3];
             let output = format!("the {animal} sees {a} red and {b} blue {animal} {}", "now then ".repeat(i % 4));
-            format!("{}\n", json!({"id": format!("t{i}"), "kind": animal,
-                "instruction": format!("give {a} and {b} of the {animal}"), "output": output}))
+            format!(
+                "{}\n",
+                json!({"id": format!("t{i}"), "kind": animal,
+                "instruction": format!("give {a} and {b} of the {animal}"), "output": output})
+            )
         })
         .collect();
     fs::write(path, lines).unwrap();

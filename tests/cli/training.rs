@@ -8,9 +8,23 @@ use std::path::{Path, PathBuf};
 
 /// The keys of PEFT's LoraConfig, as far as we write them.
 const PEFT_KEYS: [&str; 17] = [
-    "peft_type", "task_type", "base_model_name_or_path", "target_modules", "r", "lora_alpha", "lora_dropout",
-    "use_rslora", "use_dora", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "modules_to_save",
-    "layers_to_transform", "rank_pattern", "alpha_pattern",
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "target_modules",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "modules_to_save",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
 ];
 
 struct Place {

@@ -235,7 +235,7 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
     for text in TextSource::open(&args.texts, options)?.take(limit) {
         let text = text?;
         let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
-        let span = args.span.rows(&text, &encoded)?;
+        let span = args.span.rows(&text, &encoded).map_err(|e| e.at(args.texts.display().to_string()))?;
         if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
             let end = encoded.ids.len();
             all.push(EncodedText {

@@ -8,7 +8,7 @@ use crate::data::{
     split_validation,
 };
 use crate::hash;
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, ModelError};
 use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::train::{
@@ -19,7 +19,7 @@ use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -200,6 +200,7 @@ impl TrainArgs {
                 text.parse().map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), e.message()))?
             }
         };
+        check_whole_numbers(&serde_json::to_value(self)?)?;
         let given = toml::Table::try_from(self)?;
         if given.contains_key("epochs") {
             table.remove("steps");
@@ -209,8 +210,26 @@ impl TrainArgs {
             ensure!(table.contains_key(key), "--{key} is missing; give it on the command line or in --config");
         }
         let place = self.config.as_ref().map_or_else(|| "options".to_owned(), |p| p.display().to_string());
-        table.try_into().map_err(|e: toml::de::Error| anyhow!("{place}: {}", e.message()))
+        table.clone().try_into().map_err(|e: toml::de::Error| {
+            let key = table.iter().find(|(key, value)| !is_setting(key, value)).map(|(key, _)| key.as_str());
+            let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+            anyhow!("{place}: {key}{}; correct it, or leave it out for its default", e.message())
+        })
     }
+}
+
+/// Whether a key and its value are a setting on their own: finds the one that a whole table is refused for.
+fn is_setting(key: &str, value: &toml::Value) -> bool {
+    toml::Table::from_iter([(key.to_owned(), value.clone())]).try_into::<TrainConfig>().is_ok()
+}
+
+/// Refuses options that TOML's 64-bit integers, through which they go, cannot hold.
+fn check_whole_numbers(options: &serde_json::Value) -> Result<()> {
+    for (key, value) in options.as_object().into_iter().flatten() {
+        let fits = value.as_u64().is_none_or(|number| i64::try_from(number).is_ok());
+        ensure!(fits, "{key} is {value}; it must be below 2^63");
+    }
+    Ok(())
 }
 
 pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
@@ -306,10 +325,16 @@ fn prepare_data(config: &TrainConfig, model: &LoadedModel) -> Result<(TrainData,
     let (train, held_out) = split_validation(count, val_size, config.seed)?;
     let pick = |indices: &[usize]| indices.iter().filter_map(|&i| examples.get(i).cloned()).collect::<Vec<_>>();
     let validation = pick(&held_out);
-    let texts = match &config.probe_texts {
+    let texts: Vec<_> = match &config.probe_texts {
         None => validation.iter().take(32).map(|e| (e.ids.clone(), e.special.clone())).collect(),
         Some(path) => probe_texts(path, model, options.cutoff)?,
     };
+    // A tokenizer of another model is found out before the first step, not when its token comes by.
+    let ids = examples.iter().flat_map(|e| &e.ids).chain(texts.iter().flat_map(|(ids, _)| ids));
+    let vocab = model.transformer.architecture().vocab_size;
+    if let Some(&id) = ids.copied().collect::<BTreeSet<u32>>().last().filter(|&&id| id as usize >= vocab) {
+        return Err(ModelError::Token { id, vocab }.into());
+    }
     Ok((TrainData { train: pick(&train), validation, probe: ProbeSet { texts } }, notes))
 }
 

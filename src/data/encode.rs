@@ -80,7 +80,8 @@ pub fn encode_records(
         return Err(DataError::Cutoff { cutoff: options.cutoff });
     }
     let has_chats = records.iter().any(|record| matches!(record, Record::Chat { .. }));
-    let chat = has_chats.then(|| ChatTemplate::of(tokenizer)).transpose()?;
+    let chat = has_chats.then(|| ChatTemplate::of(tokenizer)).transpose();
+    let chat = chat.map_err(|e| e.at(path.display().to_string()))?;
     let mut report = EncodingReport::default();
     let mut examples = Vec::with_capacity(records.len());
     for (index, record) in records.iter().enumerate() {

@@ -195,8 +195,16 @@ fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
     }
 }
 
+/// Beyond every model's widths: a larger rank or bottleneck is a slip, and would exhaust the memory.
+const WIDEST: usize = 1 << 16;
+
 fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
     let fail = |key, value: String, range| Err(PlanError::OutOfRange { key, value, range });
+    let width = config.method.width();
+    if width > WIDEST {
+        let key = if matches!(config.method, Method::Lora { .. }) { "rank" } else { "bottleneck" };
+        return fail(key, width.to_string(), "at most 65536");
+    }
     match config.method {
         Method::Lora { rank, alpha, dropout, .. } => {
             if rank == 0 {

@@ -248,6 +248,10 @@ impl TrainConfig {
             if value == 0 {
                 return fail(key, "0".to_owned(), "at least 1");
             }
+            // Their product is counted in; no data set comes near.
+            if value > 1 << 24 {
+                return fail(key, value.to_string(), "at most 16777216");
+            }
         }
         if self.cutoff < 2 {
             return fail("cutoff", self.cutoff.to_string(), "at least 2 tokens");

@@ -149,7 +149,7 @@ impl<'a> Trainer<'a> {
     pub fn total_steps(&self) -> u64 {
         let per_step = self.config.batch_size * self.config.accumulate;
         let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()) as u64;
-        self.config.steps.unwrap_or(per_epoch * self.config.epochs)
+        self.config.steps.unwrap_or(per_epoch.saturating_mul(self.config.epochs))
     }
 
     /// Runs to the end, from the last checkpoint if `resume` and there is one.

@@ -53,7 +53,10 @@ fn settings_out_of_range() {
         ("TRAIN --sibo-lambda=-0.1", &["sibo-lambda", "-0.1", "in [0, 1]"]),
         ("TRAIN --sibo-lambda NaN", &["sibo-lambda", "NaN", "in [0, 1]"]),
         ("TRAIN --rank 0", &["rank", "at least 1"]),
-        ("TRAIN --rank 18446744073709551615", &["rank", "must be"]),
+        ("TRAIN --rank 18446744073709551615", &["rank", "must be below"]),
+        ("TRAIN --rank 1000000000000000", &["rank", "at most 65536"]),
+        ("TRAIN --method adapter --bottleneck 1000000000000000", &["bottleneck", "at most 65536"]),
+        ("inspect --model MODEL --method lora --rank 1000000000000000", &["rank", "at most 65536"]),
         ("TRAIN --alpha 0", &["alpha", "above 0"]),
         ("TRAIN --alpha NaN", &["alpha", "above 0"]),
         ("TRAIN --dropout 1", &["dropout", "in [0, 1)"]),
@@ -65,7 +68,7 @@ fn settings_out_of_range() {
         ("TRAIN --lr inf", &["lr", "at least 0"]),
         ("TRAIN --max-grad-norm=-1", &["max-grad-norm", "0 = off"]),
         ("TRAIN --batch-size 0", &["batch-size", "at least 1"]),
-        ("TRAIN --batch-size 18446744073709551615", &["batch-size", "must be"]),
+        ("TRAIN --batch-size 9223372036854775807", &["batch-size", "must be"]),
         ("TRAIN --accumulate 0", &["accumulate", "at least 1"]),
         ("TRAIN --cutoff 1", &["cutoff", "at least 2"]),
         ("TRAIN --save-every 0", &["save-every", "at least 1"]),
@@ -245,7 +248,7 @@ fn adapters_that_do_not_fit() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&weights, bytes).unwrap();
-    use_it(&["adapter_model.safetensors", "not finite"]);
+    use_it(&["adapter_model.safetensors", "NaN", "again"]);
     fs::remove_file(&weights).unwrap();
     use_it(&["adapter_model.safetensors", "check"]);
 }

@@ -53,7 +53,7 @@ fn refused(what: &str, damage: &Damage, words: &[&str], verbs: &[&str]) {
     let out = dir.path().join("out");
     for verb in verbs {
         let rest = match *verb {
-            "train" => format!("--data {} --out {} --steps 1", data.display(), out.display()),
+            "train" => format!("--data {} --out {} --steps 1 --quiet", data.display(), out.display()),
             "similarity" => format!("--texts {} --field output --out {}", data.display(), out.display()),
             _ => "--method lora".to_owned(),
         };

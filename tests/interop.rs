@@ -1,0 +1,125 @@
+//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter.
+//!
+//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers and peft.
+#![cfg(feature = "cli")]
+
+#[path = "cli/small_model.rs"]
+#[expect(dead_code, reason = "the tests of the program use the rest")]
+mod small_model;
+
+use candle_core::{DType, Device, Tensor};
+use smooth_probe::data::Packed;
+use smooth_probe::model::weights::Weights;
+use smooth_probe::model::{Pass, Transformer, families};
+use smooth_probe::peft::load_adapter;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The interpreter, or a line that says that the test did not run.
+fn python() -> Option<PathBuf> {
+    let path = std::env::var_os("SMOOTH_PROBE_PYTHON").map(PathBuf::from);
+    if path.is_none() {
+        println!("SKIPPED: SMOOTH_PROBE_PYTHON is not set");
+    }
+    path
+}
+
+/// Runs a verb of `peft_files.py`.
+fn peft_files(python: &Path, arguments: &[&Path]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/peft_files.py");
+    Command::new(python).arg(script).args(arguments).env("HF_HUB_OFFLINE", "1").output().unwrap()
+}
+
+fn assert_success(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Trains a LoRA on the tiny model; answers its folder.
+fn train(dir: &Path, model: &Path, name: &str, options: &str) -> PathBuf {
+    let data = small_model::instructions(&dir.join("data.jsonl"), 12);
+    let out = dir.join(name);
+    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10 --val-size 0";
+    let output = Command::new(env!("CARGO_BIN_EXE_smooth-probe"))
+        .args(line.split(' '))
+        .args(options.split_whitespace())
+        .args([Path::new("--model"), model, Path::new("--data"), &data, Path::new("--out"), &out])
+        .output()
+        .unwrap();
+    assert_success(&output);
+    out.join("adapter")
+}
+
+/// Our logits of the ids of `expected`, with the adapter and without, against PEFT's.
+fn assert_logits(model: &Path, adapter: &Path, expected: &Path) {
+    let expected: HashMap<String, Tensor> = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
+    let ids = expected["ids"].to_vec1::<u32>().unwrap();
+    let weights = Weights::open(model).unwrap();
+    let architecture = families::read_config(model).unwrap();
+    let transformer = Transformer::load("tiny", architecture, &weights, DType::F32, &Device::Cpu).unwrap();
+    let peft = load_adapter(adapter, &transformer).unwrap();
+    let batch = Packed::from_sequences(&[ids]);
+    let mut logits = Vec::new();
+    for (name, peft) in [("base_logits", None), ("logits", Some(&peft))] {
+        let ours = transformer.logits(&batch, &Pass::inference(peft)).unwrap();
+        let (ours, theirs) = (values(&ours), values(&expected[name]));
+        let error = distance(&ours, &theirs) / norm(&theirs);
+        println!("{name}: relative error {error:.1e}");
+        assert!(error <= 1e-5, "{name}: relative error {error}");
+        logits.push(theirs);
+    }
+    let moved = distance(&logits[0], &logits[1]) / norm(&logits[0]);
+    assert!(moved > 1e-2, "the adapter must be felt: {moved}");
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    norm(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
+}
+
+#[test]
+fn real_peft_loads_our_lora_and_gives_our_logits() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_model::tiny_model(&dir.path().join("model"));
+    let adapter = train(dir.path(), &model, "vanilla", "");
+    let out = dir.path().join("logits.safetensors");
+    assert_success(&peft_files(&python, &[Path::new("load"), &adapter, &model, &out]));
+    assert_logits(&model, &adapter, &out);
+}
+
+#[test]
+fn real_peft_refuses_our_sibo_lora() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_model::tiny_model(&dir.path().join("model"));
+    for (name, options) in [("sibo", "--sibo-lambda 0.2"), ("control", "--sibo-lambda 0.2 --residual none")] {
+        let adapter = train(dir.path(), &model, name, options);
+        let output = peft_files(&python, &[Path::new("refuse"), &adapter, &model]);
+        assert_success(&output);
+        println!("{name}: {}", String::from_utf8_lossy(&output.stdout).trim_end());
+    }
+}
+
+#[test]
+fn a_lora_of_real_peft_loads_here_and_gives_its_logits() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_model::tiny_model(&dir.path().join("model"));
+    let adapter = dir.path().join("made");
+    assert_success(&peft_files(&python, &[Path::new("make"), &adapter, &model]));
+    assert_logits(&model, &adapter, &adapter.join("expected.safetensors"));
+    // And training goes on from it.
+    let options = format!("--init-adapter {} --sibo-lambda 0.2", adapter.display());
+    let further = train(dir.path(), &model, "further", &options);
+    let config = std::fs::read_to_string(further.join("adapter_config.json")).unwrap();
+    assert!(config.contains("SIBO_LORA") && config.contains("\"r\": 4"), "{config}");
+}

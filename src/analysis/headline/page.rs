@@ -59,7 +59,7 @@ pub fn write_base_figure(folder: &Path) -> Result<(), StudyError> {
     let weights = RandomWeights::new(architecture, Initialisation::FanIn, 1);
     let untrained = Transformer::load("untrained", architecture.clone(), &weights, DType::F32, &Device::Cpu)?;
     let mut curves = Vec::new();
-    for (label, transformer) in [("untrained", &untrained), ("pretrained", &model.transformer)] {
+    for (label, transformer) in [("pretrained", &model.transformer), ("untrained", &untrained)] {
         let similarity = geometry(transformer, &Pass::default(), &texts)?.similarity;
         let points: LayerValues = similarity.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
         curves.push((label, points));

@@ -19,7 +19,10 @@ impl Manifest {
         entries.insert("program".to_owned(), json!("smooth-probe"));
         entries.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
         entries.insert("verb".to_owned(), json!(verb));
-        entries.insert("command".to_owned(), json!(std::env::args().collect::<Vec<_>>()));
+        // Where the program lies is the machine's business, not the result's.
+        let options = std::env::args().skip(1);
+        let command: Vec<String> = std::iter::once("smooth-probe".to_owned()).chain(options).collect();
+        entries.insert("command".to_owned(), json!(command));
         Self { entries, started: Instant::now() }
     }
 

@@ -94,9 +94,9 @@ fn architecture(args: &InspectArgs) -> Result<Architecture> {
 }
 
 fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &Plan)>) {
-    println!("model       {} ({})", args.model, a.family);
-    println!("weights     {}", thousands(a.parameter_count()));
-    println!(
+    say!("model       {} ({})", args.model, a.family);
+    say!("weights     {}", thousands(a.parameter_count()));
+    say!(
         "shape       {} layers, width {}, {} heads of {} ({} key/value), feed-forward {}, vocabulary {}, {} head",
         a.layers,
         a.hidden_size,
@@ -107,17 +107,20 @@ fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         a.vocab_size,
         if a.tied_head { "tied" } else { "own" }
     );
-    println!("h0          {} (what the initial residual would mix in)", a.h0_kind);
-    println!(
+    say!("h0          {} (what the initial residual would mix in)", a.h0_kind);
+    say!(
         "layers      0 = embedding, 1..{} = blocks; transformers' hidden_states[l] is layer l for l < {}, and \
          hidden_states[{}] is layer {} after the final norm",
-        a.layers, a.layers, a.layers, a.layers
+        a.layers,
+        a.layers,
+        a.layers,
+        a.layers
     );
     let Some((config, plan)) = plan else { return };
-    println!("\nmethod      {}, scale {}", config.method, config.method.scale());
+    say!("\nmethod      {}, scale {}", config.method, config.method.scale());
     match &config.residual {
-        None => println!("residual    none: vanilla"),
-        Some(r) => println!(
+        None => say!("residual    none: vanilla"),
+        Some(r) => say!(
             "residual    x~ = (1-{l})*x + {l}*r, r = {}, policy {}: mixed into {} of {} modules",
             r.arm,
             r.policy,
@@ -127,14 +130,14 @@ fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         ),
     }
     let share = 100.0 * plan.trainable() as f64 / a.parameter_count() as f64;
-    println!("trainable   {} ({share:.2} % of the weights)\n", thousands(plan.trainable()));
+    say!("trainable   {} ({share:.2} % of the weights)\n", thousands(plan.trainable()));
     let width = plan.modules.iter().map(|m| m.path.len()).max().unwrap_or(0);
-    println!("{:width$}  {:>13}  {:>10}  h0 mixed in", "module", "reads->writes", "trainable");
+    say!("{:width$}  {:>13}  {:>10}  h0 mixed in", "module", "reads->writes", "trainable");
     for module in &plan.modules {
         let shape = format!("{}->{}", module.input, module.output);
-        println!("{:width$}  {shape:>13}  {:>10}  {}", module.path, module.trainable, module.residual);
+        say!("{:width$}  {shape:>13}  {:>10}  {}", module.path, module.trainable, module.residual);
     }
-    println!("\ndeployment  {}", deployment(config, plan));
+    say!("\ndeployment  {}", deployment(config, plan));
 }
 
 /// Whether the trained modules can be merged into the base weights.
@@ -195,7 +198,7 @@ fn print_json(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         object.insert("modules".to_owned(), json!(modules));
         object.insert("deployment".to_owned(), json!(deployment(config, plan)));
     }
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 /// A number with its thousands set apart.

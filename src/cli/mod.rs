@@ -1,5 +1,10 @@
 //! The command line: one file per verb; arguments and calls, no logic.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+#![expect(clippy::print_stderr, reason = "this is where the program speaks")]
+
+/// `println!` that survives a closed pipe.
+macro_rules! say {
+    ($($part:tt)*) => { $crate::cli::print_line(&format!($($part)*)) };
+}
 
 mod inspect;
 mod open;
@@ -65,6 +70,18 @@ impl Cli {
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
         }
+    }
+}
+
+/// Prints a line of results on stdout. A reader that has seen enough (`| head`) is no failure.
+fn print_line(line: &str) {
+    use std::io::{ErrorKind, Write};
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("smooth-probe: stdout: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
     }
 }
 

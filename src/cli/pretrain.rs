@@ -49,9 +49,9 @@ pub(super) fn run(args: &PretrainArgs, quiet: bool) -> Result<()> {
         bar.println(line);
     })?;
     bar.finish_and_clear();
-    println!("{}", args.out.display());
+    say!("{}", args.out.display());
     for gate in &last.gates {
-        println!("{:10} {:10} {:.3} of {}", gate.kind, gate.split, gate.accuracy, gate.items);
+        say!("{:10} {:10} {:.3} of {}", gate.kind, gate.split, gate.accuracy, gate.items);
     }
     Ok(())
 }

@@ -64,6 +64,6 @@ pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
     write_report(&args.out, &study, &cells)?;
     manifest.set("study", json!(study)).set("seeds", args.seeds).set("scale", "tiny");
     manifest.write(&args.out)?;
-    println!("{}", args.out.join("README.md").display());
+    say!("{}", args.out.join("README.md").display());
     Ok(())
 }

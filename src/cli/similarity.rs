@@ -288,12 +288,12 @@ fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
             true
         }
     });
-    println!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
+    say!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
     for (layer, site) in points {
         let values = runs.iter().map(|run| {
             let row = shown.iter().find(|r| r.run == run.run && r.layer == layer && r.site == site);
             row.and_then(|r| r.mean).map_or_else(|| format!("{:>12}", "-"), |mean| format!("{mean:>12.4}"))
         });
-        println!("{layer:>5}  {site:<10}  {}", values.collect::<String>());
+        say!("{layer:>5}  {site:<10}  {}", values.collect::<String>());
     }
 }

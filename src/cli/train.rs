@@ -278,7 +278,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
-    println!("{}", files.result(&subject).display());
+    say!("{}", files.result(&subject).display());
     Ok(())
 }
 
@@ -373,12 +373,12 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
 /// Modules, memory and time. The time is that of the first micro-batch, run for real.
 fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[String]) -> Result<()> {
     for note in notes {
-        println!("{note}");
+        say!("{note}");
     }
     let trainer = Trainer::new(config, subject, data, None)?;
     let architecture = subject.model().architecture();
     if let Some(peft) = subject.peft() {
-        println!(
+        say!(
             "{}; residual mixed into {} of {} modules",
             peft.config().method,
             peft.plan().mixed(),
@@ -386,7 +386,7 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
         );
         for module in &peft.plan().modules {
             let mixed = if module.residual == Mixing::Mixed { "h0 mixed in" } else { "" };
-            println!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);
+            say!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);
         }
     }
     let width = if DType::from(config.dtype) == DType::F64 { 8 } else { 4 };
@@ -401,17 +401,17 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
     let seconds = started.elapsed().as_secs_f64() * config.accumulate as f64;
     let activations = resident(true).zip(before).map(|(peak, before)| peak.saturating_sub(before));
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    println!("trainable        {}", inspect::thousands(subject.trainable() as u64));
-    println!("frozen weights   {}", mib(base));
-    println!("trained weights  {}", mib(trained));
-    println!("gradients        {}", mib(trained));
-    println!("AdamW moments    {}", mib(2 * trained));
+    say!("trainable        {}", inspect::thousands(subject.trainable() as u64));
+    say!("frozen weights   {}", mib(base));
+    say!("trained weights  {}", mib(trained));
+    say!("gradients        {}", mib(trained));
+    say!("AdamW moments    {}", mib(2 * trained));
     if let Some(bytes) = activations {
-        println!("activations      {} (measured: one micro-batch of {tokens} tokens)", mib(bytes));
+        say!("activations      {} (measured: one micro-batch of {tokens} tokens)", mib(bytes));
     }
     let total = trainer.total_steps();
-    println!("steps            {total}, about {:.2} s each: {:.0} min", seconds, seconds * total as f64 / 60.0);
-    println!("examples         {} to train on, {} held out", data.train.len(), data.validation.len());
+    say!("steps            {total}, about {:.2} s each: {:.0} min", seconds, seconds * total as f64 / 60.0);
+    say!("examples         {} to train on, {} held out", data.train.len(), data.validation.len());
     Ok(())
 }
 

@@ -116,12 +116,13 @@ impl LoadedModel {
 }
 
 /// The files of a Hugging Face folder that are not weights.
-const COMPANIONS: [&str; 7] = [
+const COMPANIONS: [&str; 8] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
 ];

@@ -67,11 +67,11 @@ impl Default for Recipe {
             warmup_steps: 100,
             weight_decay: 0.05,
             max_grad_norm: 1.0,
-            stage_steps: [60, 1000, 1200],
+            stage_steps: [250, 900, 1650],
             texts_per_step: [28, 18, 18],
             stage_two_share: 0.25,
-            eval_every: 226,
-            save_every: 226,
+            eval_every: 280,
+            save_every: 280,
         }
     }
 }

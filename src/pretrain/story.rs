@@ -72,9 +72,8 @@ pub struct Rules {
 /// "how many" finds its answer behind the name in a plain recap, "who" behind the number in a reversed one;
 /// the first carries the gates, so it gets the larger share.
 ///
-/// Reversed recaps are off: with one in three reversed the model did not leave the plateau within 2.9 M tokens
-/// ("how many" at .34 of held-out items; `models/embedded/attempts`), so "who" is not a question of the gates.
-const RECAPS: [usize; 2] = [1, 0];
+/// Plain recaps alone (`[1, 0]`) did not help: see `models/embedded/attempts`.
+const RECAPS: [usize; 2] = [2, 1];
 
 /// A holder and what they have now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

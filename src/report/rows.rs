@@ -48,7 +48,7 @@ pub struct PerTextRow {
     pub group: Option<String>,
     /// Position of the text in the input, from 0.
     pub text: u64,
-    /// Tokens of the text that were run through the model.
+    /// Tokens of the text that were measured: those of the span.
     pub n_tokens: u32,
     /// Layer, as in [`SimilarityRow::layer`].
     pub layer: u32,

@@ -81,16 +81,14 @@ pub enum Arm {
     LoraSibo,
     /// Series adapters at gate and up.
     AdapterVanilla,
-    /// Those adapters with a shrunken input.
-    AdapterNone,
     /// Those adapters with the initial residual.
     AdapterSibo,
 }
 
 impl Arm {
     /// The arms that are tuned.
-    pub const TUNED: [Self; 6] =
-        [Self::LoraVanilla, Self::LoraNone, Self::LoraSibo, Self::AdapterVanilla, Self::AdapterNone, Self::AdapterSibo];
+    pub const TUNED: [Self; 5] =
+        [Self::LoraVanilla, Self::LoraNone, Self::LoraSibo, Self::AdapterVanilla, Self::AdapterSibo];
 
     /// The arm's name in tables and files.
     #[must_use]
@@ -101,7 +99,6 @@ impl Arm {
             Self::LoraNone => "lora-none",
             Self::LoraSibo => "lora-sibo",
             Self::AdapterVanilla => "adapter-vanilla",
-            Self::AdapterNone => "adapter-none",
             Self::AdapterSibo => "adapter-sibo",
         }
     }
@@ -112,7 +109,6 @@ impl Arm {
             Self::LoraNone => (MethodName::Lora, Some(peft::Arm::None)),
             Self::LoraSibo => (MethodName::Lora, Some(peft::Arm::H0)),
             Self::AdapterVanilla => (MethodName::Adapter, None),
-            Self::AdapterNone => (MethodName::Adapter, Some(peft::Arm::None)),
             Self::AdapterSibo => (MethodName::Adapter, Some(peft::Arm::H0)),
         };
         TrainConfig {

@@ -20,6 +20,16 @@ fn over_seeds(values: &[f64]) -> (Option<f64>, Option<(f64, f64)>) {
     (Some(mean), interval.map(|i| (i.low, i.high)))
 }
 
+/// An arm's colour and marker: the same for both methods and in every figure.
+fn style(arm: Arm) -> usize {
+    match arm {
+        Arm::Base => 0,
+        Arm::LoraVanilla | Arm::AdapterVanilla => 1,
+        Arm::LoraNone => 2,
+        Arm::LoraSibo | Arm::AdapterSibo => 3,
+    }
+}
+
 fn series(cells: &[CellResult], arm: Arm, style: usize, curve: Curve) -> Series {
     let own: Vec<&[Option<f64>]> = cells.iter().filter(|c| c.arm == arm).map(curve).collect();
     let length = own.first().map_or(0, |c| c.len());
@@ -55,9 +65,8 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
         y_label: y_label.to_owned(),
         series: arms
             .iter()
-            .enumerate()
-            .filter(|(_, arm)| cells.iter().any(|c| c.arm == **arm))
-            .map(|(style, &arm)| series(cells, arm, style, curve))
+            .filter(|arm| cells.iter().any(|c| c.arm == **arm))
+            .map(|&arm| series(cells, arm, style(arm), curve))
             .collect(),
         y_range: None,
     };
@@ -69,7 +78,7 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
         integer_x: true,
         panels: vec![
             panel("LoRA", &[Arm::Base, Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
-            panel("Adapter", &[Arm::Base, Arm::AdapterVanilla, Arm::AdapterNone, Arm::AdapterSibo]),
+            panel("Adapter", &[Arm::Base, Arm::AdapterVanilla, Arm::AdapterSibo]),
         ],
         notes: vec![
             "Bands: 95 % t-interval over seeds. Hollow: after the final norm.".to_owned(),
@@ -82,15 +91,15 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
 
 /// Test accuracy of every arm with the value of each seed.
 pub(super) fn accuracy_figure(cells: &[CellResult]) -> BarChart {
-    let bar = |arm: Arm, style: usize| {
+    let bar = |arm: Arm| {
         let dots: Vec<f64> = cells.iter().filter(|c| c.arm == arm).map(|c| 100.0 * c.accuracy).collect();
         let (value, interval) = over_seeds(&dots);
         let label = arm.name().split('-').next_back().unwrap_or_default().to_owned();
-        Bar { label, style, value, interval, dots }
+        Bar { label, style: style(arm), value, interval, dots }
     };
-    let group = |label: &str, arms: [Arm; 3]| BarGroup {
+    let group = |label: &str, arms: &[Arm]| BarGroup {
         label: label.to_owned(),
-        bars: arms.iter().enumerate().map(|(i, &arm)| bar(arm, i + 1)).collect(),
+        bars: arms.iter().map(|&arm| bar(arm)).collect(),
     };
     let mean = |value: fn(&CellResult) -> f64| {
         let own: Vec<f64> = cells.iter().filter(|c| c.arm == Arm::Base).map(value).collect();
@@ -101,8 +110,8 @@ pub(super) fn accuracy_figure(cells: &[CellResult]) -> BarChart {
         subtitle: "task difference; dots are seeds, whiskers the 95 % t-interval over them".to_owned(),
         y_label: "accuracy (%)".to_owned(),
         groups: vec![
-            group("LoRA", [Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
-            group("Adapter", [Arm::AdapterVanilla, Arm::AdapterNone, Arm::AdapterSibo]),
+            group("LoRA", &[Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
+            group("Adapter", &[Arm::AdapterVanilla, Arm::AdapterSibo]),
         ],
         references: vec![
             Reference { label: "base model".to_owned(), value: mean(|c| c.accuracy) },

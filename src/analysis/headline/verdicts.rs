@@ -51,9 +51,7 @@ pub(super) fn comparisons(study: &StudyConfig, cells: &[CellResult]) -> Result<V
         (Arm::LoraSibo, Arm::LoraNone),
         (Arm::LoraSibo, Arm::LoraVanilla),
         (Arm::LoraNone, Arm::LoraVanilla),
-        (Arm::AdapterSibo, Arm::AdapterNone),
         (Arm::AdapterSibo, Arm::AdapterVanilla),
-        (Arm::AdapterNone, Arm::AdapterVanilla),
     ];
     let mut all = Vec::new();
     for (treatment, control) in pairs {

@@ -2,6 +2,7 @@
 //!
 //! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers and peft.
 #![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what the tests share is part of the tests")]
 
 #[path = "cli/small_model.rs"]
 #[expect(dead_code, reason = "the tests of the program use the rest")]

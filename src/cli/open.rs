@@ -4,6 +4,12 @@ use crate::hub::{self, HubSettings};
 use crate::model::{EMBEDDED, LoadedModel};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use std::path::Path;
+
+/// What to do about a file that an option names and that cannot be read.
+pub(super) fn unreadable(path: &Path) -> String {
+    format!("{}: cannot be read; check the name and the permissions", path.display())
+}
 
 /// The device that `--device` names.
 pub(super) fn device(name: &str) -> Result<Device> {

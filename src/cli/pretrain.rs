@@ -1,6 +1,6 @@
 //! `smooth-probe pretrain`: the embedded model, made by one command.
 
-use super::progress;
+use super::{open, progress};
 use crate::pretrain::recipe::Recipe;
 use crate::pretrain::run::pretrain;
 use anyhow::{Context, Result};
@@ -22,7 +22,7 @@ pub(super) fn run(args: &PretrainArgs, quiet: bool) -> Result<()> {
     let recipe = match &args.recipe {
         None => Recipe::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let text = std::fs::read_to_string(path).with_context(|| open::unreadable(path))?;
             toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {}", path.display(), e.message()))?
         }
     };

@@ -98,7 +98,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
-    let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| args.texts.display().to_string())?;
+    let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| open::unreadable(&args.texts))?;
     let (runs, described) = measure(args, &specs, quiet)?;
 
     let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
@@ -201,7 +201,7 @@ fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> 
     let adapter = match &spec.adapter {
         Some(folder) => {
             let weights = folder.join("adapter_model.safetensors");
-            let sha = hash::sha256_file(&weights).with_context(|| weights.display().to_string())?;
+            let sha = hash::sha256_file(&weights).with_context(|| open::unreadable(&weights))?;
             json!({"folder": folder.display().to_string(), "sha256": sha})
         }
         None => Value::Null,

@@ -196,8 +196,9 @@ impl TrainArgs {
         let mut table = match &self.config {
             None => toml::Table::new(),
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-                text.parse().map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), e.message()))?
+                let text = std::fs::read_to_string(path).with_context(|| open::unreadable(path))?;
+                text.parse()
+                    .map_err(|e: toml::de::Error| anyhow!("{}: {}; correct the TOML", path.display(), e.message()))?
             }
         };
         check_whole_numbers(&serde_json::to_value(self)?)?;
@@ -242,7 +243,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let device = open::device(&config.device)?;
     let model = open::model(&config.model, config.revision.as_deref(), config.dtype.into(), &device)?;
     let hashes = model.hashes()?;
-    let data_hash = hash::sha256_file(&config.data).with_context(|| config.data.display().to_string())?;
+    let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
     let (data, notes) = prepare_data(&config, &model)?;
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
     let subject = subject(&config, model)?;

@@ -38,7 +38,7 @@ pub enum LoadError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// A file cannot be hashed.
-    #[error("{file}: cannot be read: {source}")]
+    #[error("{file}: cannot be read: {source}; check the path and its permissions")]
     Unreadable {
         /// The file.
         file: String,

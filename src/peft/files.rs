@@ -50,7 +50,7 @@ pub enum AdapterError {
         source: std::io::Error,
     },
     /// The configuration is not JSON or lacks a key.
-    #[error("{file}: {source}")]
+    #[error("{file}: {source}; correct it, or copy the adapter folder again")]
     Malformed {
         /// The file.
         file: String,

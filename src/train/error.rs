@@ -51,8 +51,8 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
-    /// A file of the run cannot be read.
-    #[error("{file}: cannot be read: {source}")]
+    /// A file of the run cannot be read or written.
+    #[error("{file}: {source}; check that it can be read and written and that the disk has room")]
     Unreadable {
         /// The file.
         file: String,

@@ -78,7 +78,7 @@ fn settings_out_of_range() {
         ("TRAIN --template missing.txt", &["missing.txt", "alpaca"]),
         ("TRAIN --probe-texts DIR/absent.txt", &["absent.txt", "check"]),
         ("TRAIN --revision v2", &["revision", "leave --revision out"]),
-        ("TRAIN --config DIR/absent.toml", &["absent.toml"]),
+        ("TRAIN --config DIR/absent.toml", &["absent.toml", "check"]),
         ("TRAIN --init-adapter DIR/absent", &["absent", "adapter_config.json"]),
         ("train --data DATA --out OUT", &["--model is missing", "give it"]),
         ("train --model MODEL --data DIR/absent.jsonl --out OUT", &["absent.jsonl", "check"]),
@@ -100,9 +100,11 @@ fn settings_out_of_range() {
         ("similarity --texts TEXTS --out OUT", &["--model", "--run"]),
         ("similarity --model MODEL --texts DIR/absent.txt --out OUT", &["absent.txt", "check"]),
     ];
-    for (line, words) in cases {
-        place.refused(line, words);
-    }
+    // All rows are tried before one fails the test: a change of wording shows whole.
+    let failed = cases.iter().filter(|(line, words)| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place.refused(line, words))).is_err()
+    });
+    assert_eq!(failed.map(|(line, _)| *line).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
@@ -134,7 +136,7 @@ fn a_config_file_with_unknown_keys_or_no_toml() {
     place.write("run.toml", b"rank = \"four\"\n");
     place.refused("TRAIN --config DIR/run.toml", &["run.toml", "rank", "expected"]);
     place.write("run.toml", b"rank = \n= 3");
-    place.refused("TRAIN --config DIR/run.toml", &["run.toml"]);
+    place.refused("TRAIN --config DIR/run.toml", &["run.toml", "correct the TOML"]);
     place.write("run.toml", &[0xff, 0xfe, 0x00]);
     place.refused("TRAIN --config DIR/run.toml", &["run.toml", "UTF-8"]);
 }
@@ -241,7 +243,7 @@ fn adapters_that_do_not_fit() {
     change(&config, "\"q_proj\",", "\"query\",");
     use_it(&["adapter_config.json", "query", "matches no linear"]);
     fs::write(&config, "{").unwrap();
-    use_it(&["adapter_config.json"]);
+    use_it(&["adapter_config.json", "correct it"]);
     fs::write(&weights, &whole.1[..whole.1.len() / 2]).unwrap();
     use_it(&["adapter_model.safetensors"]);
     let mut bytes = whole.1.clone();

@@ -116,6 +116,11 @@ fn threads_change_no_bit_and_a_changed_setting_is_no_resume() {
         succeed(&format!("train {OPTIONS} --data {} --out {} --threads {threads}", data.display(), out.display()));
     }
     assert_same_results(&one, &two);
+    // Resuming what is finished does nothing over again.
+    let line = format!("train {OPTIONS} --data {} --out {} --resume", data.display(), two.display());
+    succeed(&line);
+    assert_same_results(&one, &two);
+    assert_same_events(&one, &two);
 
     let before = results(&one);
     let other = OPTIONS.replace("--lr 1e-2", "--lr 2e-2");

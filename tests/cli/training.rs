@@ -173,6 +173,16 @@ fn chat_data_need_a_chat_template() {
 }
 
 #[test]
+fn a_run_that_diverges_says_so_and_leaves_no_adapter() {
+    let place = Place::new();
+    let options = "--steps 6 --warmup-steps 0 --lr 1e30 --val-size 4 --eval-every 3 --save-every 2";
+    let ended = run(&place.line("run", options));
+    assert_one_line(&ended, &["step 2", "NaN", "lower --lr"], "divergence");
+    let left = ["adapter", "best", "last"].map(|name| place.out("run").join(name).exists());
+    assert_eq!(left, [false; 3], "nothing that is not finite is kept");
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_tells_modules_memory_and_time() {
     let place = Place::new();
     let text = succeed(&place.line("run", "--steps 3 --dry-run --sibo-lambda 0.2"));

@@ -6,10 +6,9 @@ use crate::analysis::manifest::Manifest;
 use crate::persist;
 use anyhow::{Result, anyhow, ensure};
 use clap::Args;
-use rayon::prelude::*;
 use serde_json::json;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Debug, Args)]
 pub(super) struct ReproduceArgs {
@@ -43,27 +42,57 @@ pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
     let arms = || std::iter::once(Arm::Base).chain(Arm::TUNED);
     let plan: Vec<(Arm, u64)> = (1..=args.seeds).flat_map(|seed| arms().map(move |arm| (arm, seed))).collect();
     let bar = progress::bar(plan.len() as u64, "cells", quiet);
-    let done: Mutex<Vec<CellResult>> = Mutex::new(Vec::new());
-    // A cell is small: one thread each, as many at a time as there are threads. Results do not depend on it.
-    let alone = || rayon::ThreadPoolBuilder::new().num_threads(1).build();
-    plan.par_iter().with_max_len(1).try_for_each(|&(arm, seed)| -> Result<()> {
-        let cell = alone()?.install(|| run_cell(arm, seed, &study, &folder))?;
-        let line = format!("{} seed {seed}: accuracy {:.3}, {:.0} s", arm.name(), cell.accuracy, cell.seconds);
+    let cells = run_cells(&plan, &study, &folder, |cell| {
+        let CellResult { arm, seed, accuracy, seconds, .. } = cell;
+        let line = format!("{} seed {seed}: accuracy {accuracy:.3}, {seconds:.0} s", arm.name());
         if bar.is_hidden() && !quiet {
             eprintln!("{line}");
         }
         bar.println(line);
         bar.inc(1);
-        let mut cells = done.lock().map_err(|_| anyhow!("another cell failed"))?;
-        cells.push(cell);
-        Ok(())
     })?;
     bar.finish_and_clear();
-    let mut cells = done.into_inner().map_err(|_| anyhow!("a cell failed"))?;
-    cells.sort_by_key(|cell| (cell.seed, cell.arm));
     write_report(&args.out, &study, &cells)?;
     manifest.set("study", json!(study)).set("seeds", args.seeds).set("scale", "tiny");
     manifest.write(&args.out)?;
     say!("{}", args.out.join("README.md").display());
     Ok(())
+}
+
+/// Runs the cells, as many at a time as there are threads and each on one of its own: a cell is too small to
+/// share. Results do not depend on it. The first failure stops what has not begun.
+fn run_cells(
+    plan: &[(Arm, u64)],
+    study: &StudyConfig,
+    folder: &Path,
+    finished: impl Fn(&CellResult) + Sync,
+) -> Result<Vec<CellResult>> {
+    let next = AtomicUsize::new(0);
+    let worker = || -> Result<Vec<CellResult>> {
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+        let mut cells = Vec::new();
+        while let Some(&(arm, seed)) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match alone.install(|| run_cell(arm, seed, study, folder)) {
+                Ok(cell) => {
+                    finished(&cell);
+                    cells.push(cell);
+                }
+                Err(error) => {
+                    next.store(plan.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(cells)
+    };
+    let mut cells = Vec::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..rayon::current_num_threads()).map(|_| scope.spawn(worker)).collect();
+        for worker in workers {
+            cells.extend(worker.join().map_err(|_| anyhow!("a cell stopped"))??);
+        }
+        Ok(())
+    })?;
+    cells.sort_by_key(|cell| (cell.seed, cell.arm));
+    Ok(cells)
 }

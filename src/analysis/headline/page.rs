@@ -6,7 +6,7 @@ use super::verdicts::{self, Outcome, last_block};
 use crate::model::{Architecture, Initialisation, LoadedModel, Pass, RandomWeights, Transformer};
 use crate::persist::{self, PersistError};
 use crate::pretrain::corpus::probe_texts;
-use crate::pretrain::run::geometry;
+use crate::pretrain::run::{PretrainEvent, geometry};
 use crate::pretrain::vocabulary;
 use crate::report::{Chart, Page, Panel, Point, RenderError, Series, TableError, Width, write_table};
 use crate::statistics::StatisticsError;
@@ -41,6 +41,8 @@ pub enum StudyError {
 
 /// A value at every layer, the one after the final norm last.
 type LayerValues = Vec<(f64, Option<f64>)>;
+
+const PRETRAIN_LOG: &str = include_str!("../../../models/embedded/pretrain.jsonl");
 
 /// The committed curve of a real model, SmolLM2-135M over GSM8K's test problems.
 const SMOLLM2: &str = include_str!("../../../reports/real/smollm2-135m/similarity.csv");
@@ -224,13 +226,27 @@ fn verdict_rows(compared: &[verdicts::Paired]) -> Vec<Vec<String>> {
     compared.iter().map(row).collect()
 }
 
+/// The gates that the embedded model itself had to pass, from the last line of its log.
+fn pretraining_gates(log: &str) -> Vec<String> {
+    let last = log.lines().next_back().and_then(|line| serde_json::from_str::<PretrainEvent>(line).ok());
+    let gates = last.map(|event| event.gates).unwrap_or_default();
+    let wanted = [("how many", 0.90), ("yes/no", 0.95)];
+    let line = |(kind, least): (&str, f64)| {
+        let gate = gates.iter().find(|gate| gate.kind == kind && gate.split == "validation")?;
+        let ok = if gate.accuracy >= least { "passed" } else { "**missed**: the model cannot do this lookup" };
+        let (found, least) = (100.0 * gate.accuracy, 100.0 * least);
+        Some(format!("pre-training, \"{kind}\" on held-out pairs at least {least:.0} %: {found:.1} %: {ok}"))
+    };
+    wanted.into_iter().filter_map(line).collect()
+}
+
 fn gates(cells: &[CellResult]) -> Vec<String> {
     let mean = |arm: Arm, value: fn(&CellResult) -> f64| {
         let own: Vec<f64> = cells.iter().filter(|c| c.arm == arm).map(value).collect();
         (!own.is_empty()).then(|| 100.0 * own.iter().sum::<f64>() / own.len() as f64)
     };
     let passed = |ok: bool| if ok { "passed" } else { "**missed**: read the comparisons with care" };
-    let mut lines = Vec::new();
+    let mut lines = pretraining_gates(PRETRAIN_LOG);
     if let (Some(base), Some(majority)) = (mean(Arm::Base, |c| c.accuracy), mean(Arm::Base, |c| c.majority)) {
         let ok = passed(base <= majority + 25.0);
         lines.push(format!(

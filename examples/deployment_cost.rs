@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example deployment_cost -- MODEL_FOLDER`
 
+#![expect(clippy::print_stdout, reason = "an example speaks to its reader")]
+
 use candle_core::{DType, Device};
 use smooth_probe::data::Packed;
 use smooth_probe::model::{LoadedModel, Pass};

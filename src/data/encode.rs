@@ -269,7 +269,7 @@ mod tests {
             "--cutoff 1: nothing is left to predict; give at least 2 tokens"
         );
         let chat = [Record::Chat { messages: vec![] }];
-        assert!(message(&chat, ALL).starts_with("messages need the tokenizer's chat template"));
+        assert!(message(&chat, ALL).starts_with("a.jsonl: messages need the tokenizer's chat template"));
     }
 
     /// A byte-level BPE as GPT-2 has it: `Ġ` is a space inside the next word's token, `Ċ` a line end.

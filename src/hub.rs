@@ -6,6 +6,7 @@
 mod settings;
 
 use crate::hash;
+use crate::model::COMPANIONS;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 pub use settings::HubSettings;
@@ -13,18 +14,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// Files beside the weights, each fetched if the model has it.
-const SIDE_FILES: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// Weights, the best first.
 const WEIGHTS: [&str; 4] =
@@ -286,7 +275,7 @@ impl Source<'_> {
             .ok_or_else(|| no_model("has neither safetensors nor pytorch_model.bin on the hub; give another model"))?;
         // The commit, not the branch, is what is downloaded: a push in between must not mix two versions.
         let pinned = api.repo(self.repo(&commit));
-        for file in SIDE_FILES.iter().filter(|file| offered.contains(**file)) {
+        for file in COMPANIONS.iter().filter(|file| offered.contains(**file)) {
             self.file(&pinned, &commit, file)?;
         }
         self.file(&pinned, &commit, weights)?;

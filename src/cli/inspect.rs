@@ -154,10 +154,15 @@ fn deployment(config: &PeftConfig, plan: &Plan) -> String {
                 l = r.lambda
             )
         }
-        (Method::Lora { .. }, Some(r)) if mixed => format!(
-            "cannot be merged whole: {l}*(alpha/r)*B*A*h0 depends on the token alone. Exact in part: \
-             W' = W0 + (1-{l})*(alpha/r)*B*A, with the rank-r term kept beside it",
+        (Method::Lora { .. }, Some(r)) if mixed && r.arm == Arm::Random => format!(
+            "mergeable with a bias: W' = W0 + (1-{l})*(alpha/r)*B*A, and {l}*(alpha/r)*B*A*r is one constant vector",
             l = r.lambda
+        ),
+        (Method::Lora { .. }, Some(r)) if mixed => format!(
+            "cannot be merged whole: {l}*(alpha/r)*B*A*r, r = {arm}, depends on the token and is no linear function \
+             of x. Exact in part: W' = W0 + (1-{l})*(alpha/r)*B*A, with the rank-r term kept beside it",
+            l = r.lambda,
+            arm = r.arm
         ),
         (Method::Lora { .. }, _) => "mergeable: W' = W0 + (alpha/r)*B*A".to_owned(),
     }

@@ -115,8 +115,8 @@ impl LoadedModel {
     }
 }
 
-/// The files of a Hugging Face folder that are not weights.
-const COMPANIONS: [&str; 8] = [
+/// The files of a Hugging Face folder that are not weights, each used if it is there.
+pub(crate) const COMPANIONS: [&str; 8] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",

@@ -20,5 +20,7 @@ pub use architecture::{Architecture, H0Kind, Role};
 pub use families::ConfigError;
 pub use initialise::{Initialisation, RandomWeights};
 pub use linear::Linear;
+#[cfg(feature = "cli")]
+pub(crate) use loaded::COMPANIONS;
 pub use loaded::{EMBEDDED, LoadError, LoadedModel};
 pub use transformer::{ModelError, Pass, Transformer};

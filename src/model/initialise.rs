@@ -11,7 +11,8 @@ use rand_distr::{Distribution, Normal};
 pub enum Initialisation {
     /// Every matrix N(0, 0.02²), as transformers makes an untrained LLaMA.
     Transformers,
-    /// Linears N(0, 1/fan_in), those that write to the residual stream also over √(2L); embedding N(0, 0.05²).
+    /// Linears N(0, 1/fan_in), those that write to the residual stream also over √(2L); embedding N(0, 0.5²): with a
+    /// small one the blocks' first random outputs drown the tokens, and attention does not learn to look one up.
     FanIn,
 }
 
@@ -34,7 +35,7 @@ impl<'a> RandomWeights<'a> {
         let names = &self.architecture.names;
         match self.scheme {
             Initialisation::Transformers => 0.02,
-            Initialisation::FanIn if name.starts_with(names.embedding) => 0.05,
+            Initialisation::FanIn if name.starts_with(names.embedding) => 0.5,
             Initialisation::FanIn => {
                 let plain = 1.0 / (fan_in as f64).sqrt();
                 let writes = [Role::AttentionOutput, Role::Down].iter().any(|&r| name.contains(names.linear(r)));

@@ -1,19 +1,19 @@
-//! The corpus: nine stories to one drill text, in three stages, each text a function of its index.
+//! The corpus: stories, recall and drill texts in three stages, each text a function of its index.
 
 use super::cast::Cast;
 use super::drill::drill;
 use super::holdout::Split;
 use super::page::{Page, Text};
+use super::recall::recall;
 use super::story::{Rules, Story};
 use crate::random::stream;
 
-/// The stages of pre-training, from easy to the whole.
+/// The stages of pre-training, from association alone to the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// One or two holders, sums to 10.
+    /// Two texts of three are recall texts: looking a number up by its name is learned first.
     One,
-    /// Two to eight holders, at most one event, the opening recapped twice: from the second recap on,
-    /// "how many" is plain induction, which leads off the plateau of guessing any number of the story.
+    /// Two to eight holders, at most one event, the opening recapped twice.
     Two,
     /// Two to four holders, up to three events.
     Three,
@@ -22,19 +22,24 @@ pub enum Stage {
 const ALL_VERBS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 const THREE: Rules = Rules {
-    names: 40,
+    recalls: [1, 12],
+    pairs: &[20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30],
+    drills: [1, 9],
+    drill_lines: &[10, 11, 12, 13, 14, 15, 16],
+    drill_to: 40,
+    names: 24,
     objects: 12,
     verbs: ALL_VERBS,
     endings: 8,
     holders: &[2, 3, 4],
     largest_start: 20,
     largest_amount: 9,
-    cap: 60,
+    cap: 40,
     events: &[0, 1, 2, 3],
     opening_recaps: 1,
-    questions: &[2, 3, 4],
-    drill_lines: &[10, 11, 12, 13, 14, 15, 16],
-    drill_to: 40,
+    recaps: [1, 0],
+    questions: &[3, 4, 5],
+    kinds: [3, 3, 2, 0],
 };
 
 impl Stage {
@@ -45,10 +50,15 @@ impl Stage {
     #[must_use]
     pub fn rules(self) -> Rules {
         match self {
-            Self::One => {
-                Rules { holders: &[1, 2], largest_start: 9, cap: 10, events: &[0, 1, 2], drill_to: 10, ..THREE }
-            }
-            Self::Two => Rules { holders: &[2, 3, 5, 8], events: &[0, 1], opening_recaps: 2, ..THREE },
+            Self::One => Rules { recalls: [2, 1], holders: &[2, 3], events: &[0], questions: &[2, 3, 4], ..THREE },
+            Self::Two => Rules {
+                recalls: [1, 6],
+                holders: &[2, 3, 5, 8],
+                events: &[0, 1],
+                opening_recaps: 2,
+                questions: &[4, 5, 6],
+                ..THREE
+            },
             Self::Three => THREE,
         }
     }
@@ -72,7 +82,7 @@ pub struct Corpus {
 impl Corpus {
     /// The text of this index, independent of every other.
     ///
-    /// The training split is the i.i.d. stream, a tenth of it drill texts. A text of another split is a
+    /// The training split is the i.i.d. stream. A text of another split is a
     /// story of the stage with a held-out pair of names and, in its events, held-out verb × ending pairs;
     /// it has no price (`nats` is `None`), while `determined` holds as in training.
     #[must_use]
@@ -87,6 +97,7 @@ impl Corpus {
         let sizes: Vec<usize> = rules.holders.iter().copied().filter(|&size| size > 1).collect();
         let size = page.one_of(&sizes).unwrap_or(2);
         let cast = Cast::draw(&mut page, split, size);
+        Odds::of(&rules).begin_story(&mut page);
         Story::tell(&mut page, &rules, split, Some(&cast)).questions(&mut page);
         Text { nats: None, ..page.finish() }
     }
@@ -94,10 +105,41 @@ impl Corpus {
 
 /// Writes a text of the training split.
 fn write(page: &mut Page<'_>, rules: &Rules) {
-    if page.weigh(&[1, 9]) == 0 {
+    let odds = Odds::of(rules);
+    if page.roll(&rules.recalls) == 0 {
+        page.owe(-odds.named().ln(), -(odds.recall / odds.named()).ln());
+        recall(page, rules);
+    } else if page.roll(&rules.drills) == 0 {
+        page.owe(-odds.drill.ln(), 0.0);
         drill(page, rules);
     } else {
+        odds.begin_story(page);
         Story::tell(page, rules, Split::Train, None).questions(page);
+    }
+}
+
+/// The shares of the kinds of text.
+struct Odds {
+    recall: f64,
+    drill: f64,
+    story: f64,
+}
+
+impl Odds {
+    fn of(rules: &Rules) -> Self {
+        let first = |[a, b]: [usize; 2]| a as f64 / (a + b) as f64;
+        let recall = first(rules.recalls);
+        let drill = (1.0 - recall) * first(rules.drills);
+        Self { recall, drill, story: 1.0 - recall - drill }
+    }
+
+    /// A recall text and a story both begin with a name, any as likely in both: the second word tells them apart.
+    fn named(&self) -> f64 {
+        self.recall + self.story
+    }
+
+    fn begin_story(&self, page: &mut Page<'_>) {
+        page.owe(-self.named().ln(), -(self.story / self.named()).ln());
     }
 }
 
@@ -145,10 +187,12 @@ mod tests {
                         held_out += 1;
                     }
                 }
-                assert!(held_out > 1000, "events are rare: {held_out}");
+                assert!(stage == Stage::One || held_out > 1000, "events are rare: {held_out}");
                 if split == Split::Train {
-                    // 300 expected, standard deviation 16
-                    assert!(drills.abs_diff(300) < 65, "{drills}");
+                    // A tenth of what is no recall text; the standard deviation is at most 16
+                    let [recalls, others] = stage.rules().recalls;
+                    let expected = N as usize * others / (recalls + others) / 10;
+                    assert!(drills.abs_diff(expected) < 65, "{drills}");
                 } else {
                     assert_eq!(drills, 0);
                 }
@@ -185,9 +229,10 @@ mod tests {
                 self.history.push(0);
                 self.widths.push(0);
             }
-            self.widths[self.at] = weights.len();
+            let possible: Vec<usize> = (0..weights.len()).filter(|&outcome| weights[outcome] > 0).collect();
+            self.widths[self.at] = possible.len();
             self.at += 1;
-            self.history[self.at - 1]
+            possible[self.history[self.at - 1]]
         }
     }
 
@@ -217,6 +262,11 @@ mod tests {
     #[test]
     fn prices_and_mask_are_exact_where_all_texts_can_be_enumerated() {
         let tiny = Rules {
+            recalls: [1, 4],
+            pairs: &[1, 2],
+            drills: [1, 9],
+            recaps: [2, 1],
+            kinds: [3, 3, 2, 1],
             names: 3,
             objects: 2,
             verbs: &[0, 4, 8, 12],
@@ -288,7 +338,9 @@ mod tests {
         for index in 0..50 {
             let text = Corpus { seed: 3 }.text(Stage::Three, Split::Train, index);
             let drill = text.words().starts_with(char::is_numeric);
-            let expected: f64 = if drill { 10.0 * 41.0 } else { 10.0 / 9.0 * 40.0 };
+            // 12 of 13 texts are no recall texts, a tenth of them drills
+            let drills = 12.0 / 130.0;
+            let expected: f64 = if drill { 41.0 / drills } else { 24.0 / (1.0 - drills) };
             assert!((text.nats.unwrap()[1] - expected.ln()).abs() < 1e-12);
         }
     }
@@ -311,7 +363,7 @@ mod tests {
         let corpus = Corpus { seed: 4 };
         let share = |split| {
             let texts = (0..1000).map(|index| corpus.text(Stage::Three, split, index));
-            let texts: Vec<Text> = texts.filter(|text| !text.words().starts_with(char::is_numeric)).collect();
+            let texts: Vec<Text> = texts.filter(|text| text.words().contains(" has ")).collect();
             let flags = || texts.iter().flat_map(|text| &text.determined);
             flags().filter(|&&d| d).count() as f64 / flags().count() as f64
         };
@@ -329,9 +381,9 @@ mod tests {
         }
     }
 
-    /// The share of determined tokens is what makes the floor low; §5 of the design asks for about 70 %.
+    /// The share of determined tokens is what makes the floor low; recall texts have fewer than stories.
     #[test]
-    fn about_seven_tenths_of_the_tokens_are_determined() {
+    fn most_tokens_are_determined() {
         for stage in Stage::ALL {
             let (mut tokens, mut nats, mut determined) = (0usize, 0.0, 0usize);
             for index in 0..N {
@@ -349,7 +401,8 @@ mod tests {
                 nats / tokens as f64,
                 100.0 * share
             );
-            assert!((0.6..0.85).contains(&share));
+            let least = if stage == Stage::One { 0.4 } else { 0.6 };
+            assert!((least..0.85).contains(&share));
             for index in 0..5 {
                 println!("  {}", Corpus { seed: 11 }.text(stage, Split::Train, index).words());
             }

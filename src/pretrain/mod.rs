@@ -11,6 +11,7 @@ pub mod gates;
 pub mod holdout;
 pub mod page;
 pub mod question;
+mod recall;
 pub mod recipe;
 pub mod run;
 pub mod story;

@@ -64,18 +64,31 @@ pub struct Page<'a> {
     nats: Vec<f64>,
     determined: Vec<bool>,
     owed: f64,
+    owed_later: f64,
     free: bool,
 }
 
 impl<'a> Page<'a> {
     /// A page that holds `<s>`.
     pub fn new(dice: &'a mut dyn Dice) -> Self {
-        Self { dice, ids: vec![BOS], nats: vec![0.0], determined: vec![false], owed: 0.0, free: false }
+        Self { dice, ids: vec![BOS], nats: vec![0.0], determined: vec![false], owed: 0.0, owed_later: 0.0, free: false }
+    }
+
+    /// A choice at no price: who makes it says what it costs with [`Self::owe`].
+    pub fn roll(&mut self, weights: &[usize]) -> usize {
+        self.dice.roll(weights)
+    }
+
+    /// Adds `next` nats to the price of the next word, and `after` to that of the word after it: for a choice
+    /// that the next word does not tell yet.
+    pub fn owe(&mut self, next: f64, after: f64) {
+        self.owed += next;
+        self.owed_later += after;
     }
 
     /// A choice of probability `weights[i] / sum`; the next word pays for it.
     pub fn weigh(&mut self, weights: &[usize]) -> usize {
-        let index = self.dice.roll(weights);
+        let index = self.roll(weights);
         let total: usize = weights.iter().sum();
         let weight = weights.get(index).copied().unwrap_or(total);
         self.owed += (total as f64 / weight as f64).ln();
@@ -112,7 +125,7 @@ impl<'a> Page<'a> {
         self.ids.push(id);
         self.nats.push(self.owed);
         self.determined.push(self.owed == 0.0 && !self.free);
-        self.owed = 0.0;
+        self.owed = std::mem::take(&mut self.owed_later);
         self.free = false;
     }
 

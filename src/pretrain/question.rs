@@ -38,7 +38,7 @@ impl Story {
     pub fn questions(&self, page: &mut Page<'_>) {
         let mut asked = 0;
         while !page.stops(asked, self.rules.questions) {
-            let Some(kind) = page.one_of(&self.askable()) else { break };
+            let Some(kind) = self.kind(page) else { break };
             let answer = self.ask(page, kind, None);
             page.word(answer);
             page.say(".");
@@ -52,14 +52,16 @@ impl Story {
         (0..self.holders.len()).filter(|&position| same(self.holders[position].count) == 1).collect()
     }
 
-    /// The kinds of question that the story allows.
-    fn askable(&self) -> Vec<QuestionKind> {
-        let possible = |kind: &QuestionKind| match kind {
+    /// Draws the kind of the next question by the rules' weights among those that the story allows.
+    fn kind(&self, page: &mut Page<'_>) -> Option<QuestionKind> {
+        let possible = |kind: QuestionKind| match kind {
             QuestionKind::HowMany => true,
             QuestionKind::YesNo | QuestionKind::Compare => self.holders.len() > 1,
             QuestionKind::Who => !self.alone().is_empty(),
         };
-        QuestionKind::ALL.into_iter().filter(possible).collect()
+        let weights = QuestionKind::ALL.map(|kind| if possible(kind) { self.rules.weight(kind) } else { 0 });
+        let any = weights.iter().any(|&weight| weight > 0);
+        any.then(|| page.weigh(&weights)).and_then(|drawn| QuestionKind::ALL.get(drawn).copied())
     }
 
     /// Whether the question can be asked of the holder at this position.

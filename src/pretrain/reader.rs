@@ -86,6 +86,17 @@ impl Seen {
         assert_eq!(said, all);
     }
 
+    fn recall(&mut self, words: &[&str]) {
+        assert!(self.holders.is_empty() && words.len() % 2 == 0);
+        for pair in words.chunks(2) {
+            if !self.holders.iter().any(|(name, _)| name == pair[0]) {
+                self.names.push(index(&NAMES, pair[0]));
+                self.holders.push((pair[0].to_owned(), int(pair[1])));
+            }
+            assert_eq!(self.count(pair[0]), int(pair[1]), "{words:?}");
+        }
+    }
+
     fn compare(&mut self, a: &str, b: &str) -> std::cmp::Ordering {
         assert_ne!(a, b);
         self.asked.push((index(&NAMES, a), index(&NAMES, b)));
@@ -102,6 +113,7 @@ impl Seen {
             self.largest = self.largest.max(word.parse().unwrap_or(0));
         }
         match *words {
+            [name, count, ..] if NAMES.contains(&name) && count.parse::<i64>().is_ok() => self.recall(words),
             ["now", name, "has", count, _] => {
                 assert_eq!(self.unsaid.remove(0), (name.to_owned(), int(count)));
                 if self.unsaid.is_empty() {

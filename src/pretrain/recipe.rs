@@ -57,21 +57,21 @@ impl Default for Recipe {
         Self {
             layers: 16,
             hidden_size: 96,
-            heads: 6,
-            kv_heads: 2,
+            heads: 3,
+            kv_heads: 3,
             intermediate_size: 256,
             context: 256,
             seed: 1,
             lr: 3e-3,
             lr_floor: 0.05,
-            warmup_steps: 100,
+            warmup_steps: 50,
             weight_decay: 0.05,
             max_grad_norm: 1.0,
-            stage_steps: [250, 900, 1650],
-            texts_per_step: [28, 18, 18],
+            stage_steps: [400, 600, 1400],
+            texts_per_step: [20, 18, 18],
             stage_two_share: 0.25,
-            eval_every: 280,
-            save_every: 280,
+            eval_every: 200,
+            save_every: 200,
         }
     }
 }

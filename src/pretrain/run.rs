@@ -18,10 +18,19 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
 
-/// Held-out texts of a validation.
-const VALIDATION_TEXTS: u64 = 200;
-/// Items of each gate during training.
-const GATE_ITEMS: usize = 300;
+/// How much a survey reads.
+struct SurveySize {
+    /// Held-out texts whose loss is taken.
+    texts: u64,
+    /// Items of each gate and split.
+    items: usize,
+    /// The splits of the gates.
+    splits: &'static [Split],
+}
+
+const DURING: SurveySize = SurveySize { texts: 32, items: 100, splits: &[Split::Train, Split::Validation] };
+const AT_THE_END: SurveySize =
+    SurveySize { texts: 200, items: 1000, splits: &[Split::Train, Split::Validation, Split::Test] };
 
 /// The state of the model after some steps, as the log has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,7 +78,8 @@ pub struct GateResult {
 /// The model cannot be run.
 pub fn gate_results(model: &Transformer, splits: &[Split], n: usize) -> Result<Vec<GateResult>, ModelError> {
     let mut results = Vec::new();
-    for kind in [QuestionKind::HowMany, QuestionKind::YesNo, QuestionKind::Compare, QuestionKind::Who] {
+    let asked = |kind: &QuestionKind| Stage::Three.rules().weight(*kind) > 0;
+    for kind in QuestionKind::ALL.into_iter().filter(asked) {
         for &split in splits {
             let items = gate_items(kind, split, n);
             let prompts: Vec<Vec<u32>> = items.iter().map(|item| encode(&item.prompt)).collect();
@@ -185,7 +195,7 @@ pub fn pretrain(
     let mut since = Since { tokens: events.last().map_or(0, |e| e.tokens), ..Since::default() };
     let total = recipe.total_steps();
     if events.is_empty() {
-        events.push(survey(&subject, &validation, 0, &since, 0.0, started)?);
+        events.push(survey(&subject, &validation, &DURING, 0, &since, 0.0, started)?);
     }
     while done < total {
         let texts = recipe.texts(done);
@@ -207,7 +217,8 @@ pub fn pretrain(
         done += 1;
         since.add(&report, &texts);
         if done.is_multiple_of(recipe.eval_every) || done == total {
-            let event = survey(&subject, &validation, done, &since, rate, started)?;
+            let size = if done == total { AT_THE_END } else { DURING };
+            let event = survey(&subject, &validation, &size, done, &since, rate, started)?;
             watch(&event, total);
             events.push(event);
             since = Since { tokens: since.tokens, ..Since::default() };
@@ -216,6 +227,9 @@ pub fn pretrain(
         if done.is_multiple_of(recipe.save_every) || done == total {
             checkpoint.save_model(&subject, &moments, done)?;
         }
+    }
+    if events.last().is_none_or(|event| event.step < done) {
+        events.push(survey(&subject, &validation, &AT_THE_END, done, &since, 0.0, started)?);
     }
     write_log(&log_path, &events)?;
     subject.save(folder, "embedded")?;
@@ -251,12 +265,13 @@ fn example(text: &Text) -> Example {
 
 fn validation_texts(recipe: &Recipe) -> Vec<Text> {
     let corpus = Corpus { seed: recipe.seed };
-    (0..VALIDATION_TEXTS).map(|i| corpus.text(Stage::Three, Split::Validation, i)).collect()
+    (0..AT_THE_END.texts).map(|i| corpus.text(Stage::Three, Split::Validation, i)).collect()
 }
 
 fn survey(
     subject: &Subject,
     validation: &[Text],
+    size: &SurveySize,
     step: u64,
     since: &Since,
     lr: f64,
@@ -265,7 +280,8 @@ fn survey(
     let model = subject.model();
     let head = model.head().detach();
     let (mut all, mut determined) = ((0.0, 0u64), (0.0, 0u64));
-    for group in validation.chunks(16) {
+    let read = validation.get(..size.texts as usize).unwrap_or(validation);
+    for group in read.chunks(16) {
         let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
         let states = model.hidden_states(&batch, &Pass::default(), &mut Silent)?.detach();
         let targets: Vec<u32> = batch.ids.iter().copied().skip(1).chain([0]).collect();
@@ -293,7 +309,7 @@ fn survey(
         lr,
         validation_determined: mean(determined),
         validation_loss: mean(all),
-        gates: gate_results(model, &[Split::Train, Split::Validation], GATE_ITEMS)?,
+        gates: gate_results(model, size.splits, size.items)?,
         similarity,
         effective_rank,
     })

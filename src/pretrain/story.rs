@@ -16,13 +16,13 @@
 //! # Choices, in the order of the words
 //! - Each holder: whether there is another (the count is uniform over the stage's), a name that makes no
 //!   held-out pair with those before (uniform), a start (uniform); the object once, at its first mention.
-//! - A recap: reversed or not (1 : 2), then its order (uniform over permutations). In a reversed recap of
+//! - A recap: reversed or not (by the stage's weights), then its order (uniform over permutations). In a reversed recap of
 //!   equal counts the number is drawn with the share of holders that have it, then the name among them.
 //! - Events: whether there is another (the count is uniform over `0..=events`); the actor among holders who
 //!   can do something; the verb among those they can do; the amount among those that leave nobody below 0 or
 //!   above the cap; the other holder among those who can; the ending among the verb's endings of the split.
-//! - Questions: whether there is another (uniform over the stage's counts), the kind among those the story
-//!   allows, and who is asked about (uniform; an ordered pair of different holders; for "who" a holder whose
+//! - Questions: whether there is another (uniform over the stage's counts), the kind (by the stage's weights among those the
+//!   story allows), and who is asked about (uniform; an ordered pair of different holders; for "who" a holder whose
 //!   count nobody else has).
 //!
 //! Everything else is determined: changes, recapped counts, answers, template words.
@@ -34,11 +34,22 @@
 use super::cast::{Cast, partners};
 use super::holdout::{Split, split_of_verb};
 use super::page::Page;
+use super::question::QuestionKind;
 use super::vocabulary::{self, VerbKind};
 
 /// The sizes of a generator: one constant a stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
+    /// How often a text is a recall text and how often anything else.
+    pub recalls: [usize; 2],
+    /// How many pairs a recall text may have, ascending from 1 or more.
+    pub pairs: &'static [usize],
+    /// How often any other text is a drill and how often a story.
+    pub drills: [usize; 2],
+    /// How many lines a drill text may have, ascending from 1 or more.
+    pub drill_lines: &'static [usize],
+    /// The first number of a drill line is 0 to this many, at most `cap`.
+    pub drill_to: u32,
     /// The first this many of the names take part.
     pub names: usize,
     /// The first this many of the objects take part.
@@ -59,21 +70,22 @@ pub struct Rules {
     pub events: &'static [usize],
     /// How often the counts are recapped before the events, at least once.
     pub opening_recaps: usize,
+    /// How often a recap is plain and how often reversed. "how many" finds its answer behind the name in a
+    /// plain recap, "who" behind the number in a reversed one.
+    pub recaps: [usize; 2],
     /// How many questions a story may have, ascending from 1 or more.
     pub questions: &'static [usize],
-    /// How many lines a drill text may have, ascending from 1 or more.
-    pub drill_lines: &'static [usize],
-    /// The first number of a drill line is 0 to this many, at most `cap`.
-    pub drill_to: u32,
+    /// How often each kind is asked among those that the story allows, as [`QuestionKind::ALL`] lists them.
+    pub kinds: [usize; 4],
 }
 
-/// How often a recap is plain and how often reversed.
-///
-/// "how many" finds its answer behind the name in a plain recap, "who" behind the number in a reversed one;
-/// the first carries the gates, so it gets the larger share.
-///
-/// Plain recaps alone (`[1, 0]`) did not help: see `models/embedded/attempts`.
-const RECAPS: [usize; 2] = [2, 1];
+impl Rules {
+    /// How often a kind of question is asked; 0 for one that is never.
+    #[must_use]
+    pub fn weight(&self, kind: QuestionKind) -> usize {
+        self.kinds[kind as usize]
+    }
+}
 
 /// A holder and what they have now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +188,7 @@ impl Story {
     /// Writes everybody's count in a drawn order, each name before its count or each after it.
     pub fn recap(&self, page: &mut Page<'_>) {
         page.say("together :");
-        let reversed = page.weigh(&RECAPS) == 1;
+        let reversed = page.weigh(&self.rules.recaps) == 1;
         let mut left: Vec<usize> = (0..self.holders.len()).collect();
         while !left.is_empty() {
             let chosen = if reversed {

@@ -19,12 +19,11 @@ pub const NUMBERS: u32 = 200;
 
 /// The holders of a story.
 ///
-/// 40 rather than the pilot's 24: a name then meets far more partners, and the held-out pairs are a
-/// smaller share of each name's partners, which is where the pilot lost accuracy.
-pub const NAMES: [&str; 40] = [
+/// 24: with 40 the lookup of a number by its name was not learned in the time there is (see
+/// `models/embedded/attempts`).
+pub const NAMES: [&str; 24] = [
     "lily", "tom", "ann", "ben", "max", "sam", "kim", "joe", "amy", "dan", "eva", "leo", "mia", "zoe", "ian", "ron",
-    "sue", "tim", "pam", "ray", "ivy", "gus", "nina", "omar", "rosa", "hugo", "vera", "paul", "carl", "jane", "kate",
-    "luke", "mark", "nora", "owen", "ruth", "seth", "tara", "wade", "yuri",
+    "sue", "tim", "pam", "ray", "ivy", "gus", "nina", "omar",
 ];
 
 /// What is held; a story of the corpus is about one of them.
@@ -179,7 +178,7 @@ mod tests {
     #[test]
     fn every_word_is_listed_once_and_the_list_is_small() {
         assert_eq!(IDS.len(), WORDS.len(), "a word is listed twice");
-        assert_eq!(size(), 3 + 200 + 40 + 12 + 16 + 8 + 25 + 8);
+        assert_eq!(size(), 3 + 200 + 24 + 12 + 16 + 8 + 25 + 8);
         assert!(size() <= 330);
         assert_eq!((id("<unk>"), id("<s>"), id("</s>")), (UNKNOWN, BOS, EOS));
         assert_eq!(word(number(0)), "0");

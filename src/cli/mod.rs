@@ -12,6 +12,7 @@ mod pretrain;
 mod progress;
 mod reproduce;
 mod similarity;
+mod token_pairs;
 mod train;
 
 use clap::{Args, Parser, Subcommand};

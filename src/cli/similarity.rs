@@ -1,10 +1,11 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
-use super::{open, progress};
+use super::{open, progress, token_pairs};
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
+use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
 use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
 use crate::hash;
 use crate::model::LoadedModel;
@@ -83,10 +84,13 @@ pub(super) struct SimilarityArgs {
     /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet and manifest.json.
     #[arg(long, default_value = "similarity")]
     out: PathBuf,
+    #[command(flatten)]
+    pairs: token_pairs::PairArgs,
 }
 
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
+    let request = args.pairs.request()?;
     let specs = run_specs(args)?;
     let reference = match &args.reference {
         None => 0,
@@ -99,13 +103,14 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
     let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| open::unreadable(&args.texts))?;
-    let (runs, described) = measure(args, &specs, quiet)?;
+    let Measured { runs, pairs, described } = measure(args, &specs, &request, quiet)?;
 
     let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
     report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
     let per_text = similarity::per_text_rows(&runs, &args.layers);
     report::write_parquet(&args.out.join("per_text.parquet"), &mut per_text_frame(&per_text)?)?;
     draw(args, &rows)?;
+    token_pairs::write(&args.out, &request, &pairs)?;
     manifest
         .set("runs", described)
         .set("reference", specs.get(reference).map(|s| s.name.clone()).unwrap_or_default())
@@ -115,6 +120,9 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
         .set("device", "cpu")
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());
+    if !request.is_empty() {
+        manifest.set("token_pairs", args.pairs.describe());
+    }
     manifest.write(&args.out)?;
     print_table(&rows, &runs);
     eprintln_unless(quiet, &format!("wrote {}", args.out.display()));
@@ -156,9 +164,17 @@ struct Current<'s> {
     texts: Vec<EncodedText>,
 }
 
-fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec<RunValues>, Vec<Value>)> {
+/// What the runs gave, in their order.
+#[derive(Default)]
+struct Measured {
+    runs: Vec<RunValues>,
+    pairs: Vec<RunPairs>,
+    described: Vec<Value>,
+}
+
+fn measure(args: &SimilarityArgs, specs: &[RunSpec], request: &PairRequest, quiet: bool) -> Result<Measured> {
     let device = open::device(&args.device)?;
-    let (mut runs, mut described) = (Vec::new(), Vec::new());
+    let mut measured = Measured::default();
     // Runs of the same model, which mostly follow each other, load it once.
     let mut current: Option<Current<'_>> = None;
     let bar = progress::bar(0, "texts", quiet);
@@ -171,7 +187,9 @@ fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec
                 let model = open::model(&spec.model, spec.revision.as_deref(), args.dtype.into(), &device)?;
                 let depth = model.transformer.architecture().layers;
                 args.layers.check(depth, &spec.model).map_err(|e| anyhow!(e))?;
+                args.pairs.check(depth, &spec.model)?;
                 let encoded = encode(args, &model)?;
+                request.check(&encoded)?;
                 (model, encoded)
             }
         };
@@ -181,20 +199,22 @@ fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec
         };
         bar.inc_length(2 * encoded.len() as u64);
         let mut tick = |n: usize| bar.inc(n as u64);
-        runs.push(similarity::measure_run(
-            &spec.name,
-            &model,
-            peft.as_ref(),
-            &encoded,
-            &args.layers,
-            args.batch_size,
-            &mut tick,
-        )?);
-        described.push(describe(spec, &model, encoded.len())?);
+        let (name, peft, batch) = (spec.name.as_str(), peft.as_ref(), args.batch_size);
+        let found = similarity::measure_run(name, &model, peft, &encoded, &args.layers, batch, &mut tick)?;
+        measured.runs.push(found);
+        if !request.is_empty() {
+            let pairs = request.distance_pairs(&encoded);
+            if pairs > 0 {
+                eprintln_unless(quiet, &format!("{name}: {pairs} pairs of tokens at each layer for --distance"));
+            }
+            let found = measure_pairs(name, &model, peft, &encoded, &args.layers, request, batch, &mut |_| {})?;
+            measured.pairs.push(found);
+        }
+        measured.described.push(describe(spec, &model, encoded.len())?);
         current = Some(Current { key, model, texts: encoded });
     }
     bar.finish_and_clear();
-    Ok((runs, described))
+    Ok(measured)
 }
 
 fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> {

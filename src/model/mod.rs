@@ -12,7 +12,7 @@ pub mod tokenizer;
 mod tokenizer_build;
 mod transformer;
 pub mod weights;
-mod weights_header;
+pub(crate) mod weights_header;
 mod weights_pickle;
 mod weights_values;
 

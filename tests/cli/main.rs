@@ -10,4 +10,5 @@ mod program;
 mod resume;
 mod similarity;
 mod small_model;
+mod token_pairs;
 mod training;

@@ -9,6 +9,7 @@ pub mod runs;
 pub mod similarity;
 pub mod states;
 pub mod states_save;
+pub mod stored_run;
 pub mod token_classes;
 pub mod token_pairs;
 pub mod token_text;

@@ -24,6 +24,9 @@ pub struct EncodedText {
     pub ids: Vec<u32>,
     /// Which tokens are special.
     pub special: Vec<bool>,
+    /// For each token the characters of the text that it stands for; `(0, 0)` for added special tokens. Empty
+    /// where they are not known.
+    pub offsets: Vec<(u64, u64)>,
     /// The rows to measure; all run through the model.
     pub span: Range<usize>,
 }

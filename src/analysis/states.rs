@@ -123,6 +123,7 @@ struct PointFile {
 /// A folder of stored states: its texts, and where their rows lie. Everything but the rows is checked.
 #[derive(Debug)]
 pub struct StoredStates {
+    folder: PathBuf,
     texts: Vec<StoredText>,
     packed: Packed,
     width: usize,
@@ -167,7 +168,7 @@ impl StoredStates {
             return Err(format(folder.display().to_string(), "no states here: no block_<layer>.safetensors"));
         };
         let packed = Packed { ids: contents.ids.into(), offsets: contents.offsets.into() };
-        Ok(Self { texts, packed, width: contents.width, files: points })
+        Ok(Self { folder: folder.to_path_buf(), texts, packed, width: contents.width, files: points })
     }
 
     /// The texts, in the order of their rows.
@@ -185,6 +186,11 @@ impl StoredStates {
     /// The points that are stored, in order of layer, then site.
     pub fn points(&self) -> impl Iterator<Item = Point> {
         self.files.iter().map(|file| file.point)
+    }
+
+    /// Every file that is read: the texts', then each point's.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        std::iter::once(self.folder.join(TOKENS_FILE)).chain(self.files.iter().map(|file| file.path.clone()))
     }
 
     /// The deepest layer that is stored.
@@ -358,3 +364,7 @@ fn read_texts(path: &Path) -> Result<Vec<StoredText>, StatesError> {
     }
     Ok(texts)
 }
+
+#[cfg(test)]
+#[path = "states_tests.rs"]
+mod tests;

@@ -7,12 +7,12 @@ use super::distance::{DistanceBand, DistanceCosine, distance_cosines};
 use super::heatmap::{self, CosineMatrix};
 use super::layers::Layers;
 use super::similarity::EncodedText;
+use super::states::StatesError;
 use super::token_classes::{ClassCosine, ClassPair, TokenClass, class_cosines};
 use super::token_text::{TokenTexts, visible};
 use super::unit_rows::UnitRows;
 use crate::data::Packed;
 use crate::measures::Point;
-use crate::model::tokenizer::TextTokenizer;
 use crate::model::{LoadedModel, ModelError, Pass};
 use crate::peft::Peft;
 use crate::probe::{Probe, Site};
@@ -78,6 +78,14 @@ pub enum PairError {
         run: String,
         /// Why.
         source: ModelError,
+    },
+    /// Stored states cannot be read.
+    #[error("{run}: {source}")]
+    States {
+        /// The run.
+        run: String,
+        /// Why.
+        source: StatesError,
     },
     /// A mean cannot be computed.
     #[error(transparent)]
@@ -145,7 +153,8 @@ impl PairRequest {
     }
 
     /// The text at `place` (from 0) among those that are measured, with the decoded text of each of its tokens.
-    fn text(&self, place: usize, text: &EncodedText, decoded: &[String]) -> PairText {
+    #[must_use]
+    pub fn text(&self, place: usize, text: &EncodedText, decoded: &[String]) -> PairText {
         let as_matrix = self.maps(text.index);
         let kinds = decoded.iter().zip(&text.special).enumerate();
         PairText {
@@ -391,7 +400,7 @@ mod tests {
 
     fn text(index: u64, n: usize) -> EncodedText {
         let special = (0..n).map(|i| i == 0).collect();
-        EncodedText { index, group: None, ids: (0..n as u32).collect(), special, span: 0..n }
+        EncodedText { index, group: None, ids: (0..n as u32).collect(), special, offsets: Vec::new(), span: 0..n }
     }
 
     fn words(n: usize) -> Vec<String> {

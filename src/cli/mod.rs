@@ -12,6 +12,7 @@ mod pretrain;
 mod progress;
 mod reproduce;
 mod similarity;
+mod states;
 mod token_pairs;
 mod train;
 

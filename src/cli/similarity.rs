@@ -1,10 +1,13 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
-use super::{open, progress, token_pairs};
+use super::states::StatesSpec;
+use super::{open, progress, states, token_pairs};
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
+use crate::analysis::states::StoredStates;
+use crate::analysis::stored_run;
 use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
 use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
 use crate::hash;
@@ -37,30 +40,30 @@ pub(super) struct SimilarityArgs {
     /// The run that differences are against; by default the first.
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// The texts: .txt (a text a line), .csv, .json or .jsonl.
-    #[arg(long)]
-    texts: PathBuf,
+    /// The texts: .txt (a text a line), .csv, .json or .jsonl. Stored states (--states) hold their own.
+    #[arg(long, required_unless_present = "states")]
+    texts: Option<PathBuf>,
     /// The CSV column or JSON key that holds the text.
-    #[arg(long)]
+    #[arg(long, requires = "texts")]
     field: Option<String>,
     /// One curve for each value of this column or key, beside the one for all texts.
-    #[arg(long, value_name = "FIELD")]
+    #[arg(long, value_name = "FIELD", requires = "texts")]
     group_by: Option<String>,
     /// The file holds instruction or chat records; render them so: alpaca, released, short, or a file.
-    #[arg(long, conflicts_with = "field")]
+    #[arg(long, conflicts_with = "field", requires = "texts")]
     template: Option<String>,
     /// Which part is measured; the whole text runs through the model. The constant words of a prompt
     /// raise similarity: `response` leaves them out.
-    #[arg(long, default_value = "all")]
+    #[arg(long, default_value = "all", requires = "texts")]
     span: Span,
     /// Only texts of at least N tokens, cut to N: equal length, since similarity depends on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     tokens: Option<usize>,
     /// Longest text in tokens; longer ones are cut. By default the model's context.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     max_tokens: Option<usize>,
     /// Only the first N texts.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     limit: Option<usize>,
     /// Texts that run through the model together; changes speed, not results.
     #[arg(long, default_value_t = 8)]
@@ -76,7 +79,7 @@ pub(super) struct SimilarityArgs {
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// What is computed in.
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", requires = "texts")]
     dtype: DtypeName,
     /// auto or cpu.
     #[arg(long, default_value = "auto")]
@@ -86,24 +89,34 @@ pub(super) struct SimilarityArgs {
     out: PathBuf,
     #[command(flatten)]
     pairs: token_pairs::PairArgs,
+    #[command(flatten)]
+    states: states::StatesArgs,
 }
 
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
-    let request = args.pairs.request()?;
+    let request = args.pairs.request(args.states.save_states.is_some())?;
     let specs = run_specs(args)?;
+    let stored = args.states.specs()?;
+    let names: Vec<&str> =
+        specs.iter().map(|s| s.name.as_str()).chain(stored.iter().map(|s| s.name.as_str())).collect();
+    check_names(&names)?;
     let reference = match &args.reference {
         None => 0,
-        Some(name) => specs.iter().position(|s| &s.name == name).ok_or_else(|| {
-            let names: Vec<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-            anyhow!("--reference {name}: no such run; there are {}", names.join(", "))
-        })?,
+        Some(name) => names
+            .iter()
+            .position(|n| n == name)
+            .ok_or_else(|| anyhow!("--reference {name}: no such run; there are {}", names.join(", ")))?,
     };
     // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
-    let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| open::unreadable(&args.texts))?;
-    let Measured { runs, pairs, described } = measure(args, &specs, &request, quiet)?;
+    let texts = args.texts.as_ref().filter(|_| !specs.is_empty());
+    let texts_sha256 =
+        texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
+    let mut measured = measure(args, &specs, &request, quiet)?;
+    measure_stored(args, &stored, &request, &mut measured)?;
+    let Measured { runs, pairs, described } = measured;
 
     let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
     report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
@@ -113,8 +126,8 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     token_pairs::write(&args.out, &request, &pairs)?;
     manifest
         .set("runs", described)
-        .set("reference", specs.get(reference).map(|s| s.name.clone()).unwrap_or_default())
-        .set("texts", args.texts.display().to_string())
+        .set("reference", names.get(reference).copied().unwrap_or_default())
+        .set("texts", texts.map(|texts| texts.display().to_string()))
         .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
@@ -149,12 +162,51 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     for text in &args.run {
         specs.push(RunSpec::parse(text).map_err(|e| anyhow!(e))?);
     }
-    ensure!(!specs.is_empty(), "nothing to measure: give --model or --run");
-    for (i, spec) in specs.iter().enumerate() {
-        let twice = specs.iter().take(i).any(|other| other.name == spec.name);
-        ensure!(!twice, "two runs are called {}; give each its own name", spec.name);
-    }
+    let nothing = specs.is_empty() && args.states.states.is_empty();
+    ensure!(!nothing, "nothing to measure: give --model, --run or --states");
+    ensure!(specs.is_empty() || args.texts.is_some(), "--texts is missing: a model is measured on texts");
+    let unread = specs.is_empty() && args.texts.is_some();
+    ensure!(!unread, "--texts needs --model or --run: stored states hold their own texts");
+    let saved = args.states.save_states.is_some();
+    ensure!(!saved || !specs.is_empty(), "--save-states needs a model: give --model or --run");
     Ok(specs)
+}
+
+fn check_names(names: &[&str]) -> Result<()> {
+    for (i, name) in names.iter().enumerate() {
+        ensure!(!names.iter().take(i).any(|other| other == name), "two runs are called {name}; give each its own name");
+    }
+    Ok(())
+}
+
+/// Measures the runs whose states are in files, after those of models.
+fn measure_stored(
+    args: &SimilarityArgs,
+    specs: &[StatesSpec],
+    request: &PairRequest,
+    measured: &mut Measured,
+) -> Result<()> {
+    for spec in specs {
+        let states = StoredStates::open(&spec.folder)?;
+        let folder = spec.folder.display().to_string();
+        stored_run::check_layers(&states, &args.layers, "--layers", &folder).map_err(|e| anyhow!(e))?;
+        if let Some(layers) = &args.pairs.heatmap {
+            stored_run::check_layers(&states, layers, "--heatmap", &folder).map_err(|e| anyhow!(e))?;
+        }
+        let (name, layers) = (spec.name.as_str(), &args.layers);
+        let found = stored_run::measure_stored(name, &states, layers, args.batch_size, &mut |_| {})?;
+        if let Some(first) = measured.runs.first() {
+            let same = found.texts.iter().map(|t| t.0).eq(first.texts.iter().map(|t| t.0));
+            ensure!(same, "{name} and {} hold different texts; measure them one by one", first.run);
+        }
+        measured.runs.push(found);
+        if !request.is_empty() {
+            let found = stored_run::measure_stored_pairs(name, &states, layers, request, args.batch_size)?;
+            measured.pairs.push(found);
+        }
+        measured.described.push(states::describe(spec, &states)?);
+    }
+    Ok(())
 }
 
 /// The model that the last run used, with the texts in its tokens.
@@ -175,6 +227,7 @@ struct Measured {
 fn measure(args: &SimilarityArgs, specs: &[RunSpec], request: &PairRequest, quiet: bool) -> Result<Measured> {
     let device = open::device(&args.device)?;
     let mut measured = Measured::default();
+    let say = |line: &str| eprintln_unless(quiet, line);
     // Runs of the same model, which mostly follow each other, load it once.
     let mut current: Option<Current<'_>> = None;
     let bar = progress::bar(0, "texts", quiet);
@@ -200,12 +253,14 @@ fn measure(args: &SimilarityArgs, specs: &[RunSpec], request: &PairRequest, quie
         bar.inc_length(2 * encoded.len() as u64);
         let mut tick = |n: usize| bar.inc(n as u64);
         let (name, peft, batch) = (spec.name.as_str(), peft.as_ref(), args.batch_size);
+        let (alone, most) = (specs.len() == 1, args.pairs.max_texts());
+        args.states.save(name, alone, &model, peft, &encoded, &args.layers, most, batch, &say)?;
         let found = similarity::measure_run(name, &model, peft, &encoded, &args.layers, batch, &mut tick)?;
         measured.runs.push(found);
         if !request.is_empty() {
             let pairs = request.distance_pairs(&encoded);
             if pairs > 0 {
-                eprintln_unless(quiet, &format!("{name}: {pairs} pairs of tokens at each layer for --distance"));
+                say(&format!("{name}: {pairs} pairs of tokens at each layer for --distance"));
             }
             let found = measure_pairs(name, &model, peft, &encoded, &args.layers, request, batch, &mut |_| {})?;
             measured.pairs.push(found);
@@ -238,6 +293,7 @@ fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> 
 }
 
 fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
+    let path = args.texts.as_deref().context("--texts is missing")?;
     let tokenizer: &dyn Tokenize = &model.tokenizer;
     let content = match &args.template {
         Some(template) => Content::Record(Template::parse(template)?),
@@ -252,15 +308,16 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
     let longest = args.max_tokens.map_or(context, |n| n.min(context));
     let limit = args.limit.unwrap_or(usize::MAX);
     let mut all = Vec::new();
-    for text in TextSource::open(&args.texts, options)?.take(limit) {
+    for text in TextSource::open(path, options)?.take(limit) {
         let text = text?;
         let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
-        let span = args.span.rows(&text, &encoded).map_err(|e| e.at(args.texts.display().to_string()))?;
+        let span = args.span.rows(&text, &encoded).map_err(|e| e.at(path.display().to_string()))?;
         if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
             let end = encoded.ids.len();
             all.push(EncodedText {
                 index: text.index as u64,
                 group: text.group,
+                offsets: states::characters(&text.text, &encoded.offsets),
                 ids: encoded.ids,
                 special: encoded.special,
                 span: span.start.min(end)..span.end.min(end),
@@ -269,7 +326,7 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
     }
     let what =
         args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
-    ensure!(!all.is_empty(), "{}: {what}", args.texts.display());
+    ensure!(!all.is_empty(), "{}: {what}", path.display());
     Ok(all)
 }
 

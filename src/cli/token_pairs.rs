@@ -21,26 +21,33 @@ pub(super) struct PairArgs {
     distance: bool,
     /// A token × token heat map at each of these layers: all, 0,4,8 or 2..10.
     #[arg(long, value_name = "LAYERS")]
-    heatmap: Option<Layers>,
+    pub(super) heatmap: Option<Layers>,
     /// The texts of the heat maps, by their position in the input from 0.
     #[arg(long, value_name = "INDICES", value_delimiter = ',', default_value = "0", requires = "heatmap")]
     text: Vec<u64>,
-    /// How many texts --distance reads.
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    max_texts: usize,
+    /// How many texts --distance reads and --save-states writes: the first N, by default 50.
+    #[arg(long, value_name = "N")]
+    max_texts: Option<usize>,
 }
 
 impl PairArgs {
-    /// What is asked for.
-    pub(super) fn request(&self) -> Result<PairRequest> {
-        ensure!(self.max_texts > 0, "--max-texts is 0; it must be at least 1");
+    /// How many texts --distance and --save-states take.
+    pub(super) fn max_texts(&self) -> usize {
+        self.max_texts.unwrap_or(50)
+    }
+
+    /// What is asked for; `saving` says that states are to be saved.
+    pub(super) fn request(&self, saving: bool) -> Result<PairRequest> {
+        ensure!(self.max_texts != Some(0), "--max-texts is 0; it must be at least 1");
+        let used = self.distance || saving;
+        ensure!(used || self.max_texts.is_none(), "--max-texts belongs to --distance and --save-states; give one");
         let heatmap = self.heatmap.clone().map(|layers| {
             let mut texts = self.text.clone();
             texts.sort_unstable();
             texts.dedup();
             HeatMapRequest { layers, texts }
         });
-        let distance_texts = self.distance.then_some(self.max_texts);
+        let distance_texts = self.distance.then_some(self.max_texts());
         Ok(PairRequest { classes: self.token_classes, distance_texts, heatmap })
     }
 
@@ -56,7 +63,7 @@ impl PairArgs {
     pub(super) fn describe(&self) -> Value {
         json!({
             "token_classes": self.token_classes,
-            "distance_texts": self.distance.then_some(self.max_texts),
+            "distance_texts": self.distance.then_some(self.max_texts()),
             "heatmap_texts": self.heatmap.is_some().then_some(&self.text),
         })
     }
@@ -98,14 +105,18 @@ fn write_drawing(folder: &Path, stem: &str, drawing: &Drawing) -> Result<()> {
     Ok(())
 }
 
+/// A run's name as a part of a file's name.
+pub(super) fn file_name(run: &str) -> String {
+    run.chars().map(|c| if c.is_alphanumeric() || "-_.=".contains(c) { c } else { '-' }).collect()
+}
+
 /// The runs' names as parts of file names, no two alike.
 fn file_names(runs: &[RunPairs]) -> Vec<String> {
-    let safe = |c: char| if c.is_alphanumeric() || "-_.=".contains(c) { c } else { '-' };
     let mut names: Vec<String> = Vec::new();
     for run in runs {
-        let name: String = run.run.chars().map(safe).collect();
-        let taken = (2..).map(|n| format!("{name}-{n}"));
-        let free = std::iter::once(name.clone()).chain(taken).find(|name| !names.contains(name));
+        let name = file_name(&run.run);
+        let numbered = (2..).map(|n| format!("{name}-{n}"));
+        let free = std::iter::once(name.clone()).chain(numbered).find(|name| !names.contains(name));
         names.push(free.unwrap_or(name));
     }
     names

@@ -10,5 +10,6 @@ mod program;
 mod resume;
 mod similarity;
 mod small_model;
+mod states;
 mod token_pairs;
 mod training;

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from peft_lora import write_adapter
 from sibo_cases import write_cases
+from states import write_golden_states
 from tiny_models import write_models
 from training import write_training
 
@@ -35,6 +36,7 @@ def main():
     write_adapter(HERE / "peft_rslora", gqa_tied, ids, rslora=True)
     write_cases(HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
+    write_golden_states(HERE / "states")
 
 
 if __name__ == "__main__":

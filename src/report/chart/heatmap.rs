@@ -2,9 +2,9 @@
 
 use super::axis::{Axis, range};
 use super::colours::ColourScale;
-use super::drawing::{Anchor, Drawing, shortened, text_width};
+use super::drawing::{Anchor, Drawing, Ink, shortened, text_width};
 use super::page::{self, LABEL, MARGIN, Plot};
-use super::style::{AXIS, GRID, SOFT_TEXT, TEXT};
+use super::style::{AXIS, SOFT_TEXT, TEXT};
 use super::{RenderError, Width};
 
 /// A cell is no larger, in points.
@@ -19,6 +19,8 @@ const MOST_CELLS: usize = 256;
 const SCALE_ROOM: f64 = 56.0;
 /// Width of the scale's bar.
 const BAR: f64 = 9.0;
+/// A cell without a value: neither map has a grey this dark.
+const MISSING: Ink = Ink::solid((184, 184, 184));
 
 /// A matrix of values as colours.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,7 +132,7 @@ impl Cells {
             let (row, column) = (at / self.columns.max(1), at % self.columns.max(1));
             let (x, y) = (left + side * column as f64, top + side * row as f64);
             let (x_end, y_end) = ((x + side + OVERLAP).min(right), (y + side + OVERLAP).min(bottom));
-            let ink = value.map_or(GRID, |value| scale.ink(value));
+            let ink = value.map_or(MISSING, |value| scale.ink(value));
             drawing.polygon(vec![(x, y), (x_end, y), (x_end, y_end), (x, y_end)], ink);
         }
     }
@@ -228,7 +230,7 @@ pub(super) mod tests {
         small.values =
             [None, Some(0.25), Some(1.0), Some(0.5), None, Some(0.0), Some(f64::NAN), Some(0.0), None].into();
         let drawing = small.draw();
-        assert_eq!(polygons(&drawing, GRID.rgb), 4);
+        assert_eq!(polygons(&drawing, MISSING.rgb), 4);
         assert_eq!(polygons(&drawing, (253, 231, 37)), 1, "the largest value");
         assert_eq!(polygons(&drawing, (68, 1, 84)), 2, "the smallest");
         let shapes = drawing.marks.iter().filter(|m| matches!(m, Mark::Polygon { .. })).count();

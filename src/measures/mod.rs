@@ -26,6 +26,7 @@ mod retention;
 mod rows;
 mod spectrum;
 mod stable_rank;
+pub mod streaming;
 mod token_cosine;
 mod token_sample;
 

@@ -9,6 +9,7 @@
 //! subtracts the corpus mean of the same run, layer, site and token set, each token weighing 1: never the
 //! text's own mean, which forces the result to −1/(n−1) whatever the data.
 
+use super::Real;
 use super::streaming::{States, TextRows, Wanted, centred_unit_sum, pairwise, text_sums};
 use crate::data::Packed;
 use crate::model::ModelError;
@@ -211,7 +212,7 @@ struct TextCosine {
     finite: bool,
 }
 
-fn measure_texts<T: Copy + Into<f64> + Sync>(
+fn measure_texts<T: Real>(
     data: &[T],
     width: usize,
     texts: &[TextRows],
@@ -228,7 +229,7 @@ fn measure_texts<T: Copy + Into<f64> + Sync>(
         .collect()
 }
 
-fn measure_text<T: Copy + Into<f64>>(
+fn measure_text<T: Real>(
     values: &[T],
     width: usize,
     text: &TextRows,

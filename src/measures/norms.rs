@@ -14,11 +14,15 @@ pub fn norm_mean<T: Real>(rows: Rows<'_, T>) -> Option<f64> {
 /// The sample deviation (n − 1) of the norms of the rows; undefined for n < 2.
 #[must_use]
 pub fn norm_std<T: Real>(rows: Rows<'_, T>) -> Option<f64> {
-    let n = rows.n();
+    norm_std_of(&rows.iter().map(norm).collect::<Vec<f64>>())
+}
+
+/// The sample deviation of norms that are at hand; `None` for fewer than two.
+pub(super) fn norm_std_of(norms: &[f64]) -> Option<f64> {
+    let n = norms.len();
     if n < 2 {
         return None;
     }
-    let norms: Vec<f64> = rows.iter().map(norm).collect();
     // Taken off first, so that equal norms have deviation 0 exactly.
     let shift = norms.first().copied()?;
     let mean = norms.iter().map(|x| x - shift).sum::<f64>() / n as f64;

@@ -4,10 +4,13 @@
 //! collapsed text (all rows nearly equal) loses no digits. The loops have one body that is compiled twice, for the
 //! baseline and for AVX2 with FMA; nothing is fused, so both give the same bits.
 //!
+//! The mean is formed of what the rows differ from one of them, so that identical rows leave exactly no residual.
+//!
 //! The three token sets of a text differ in few rows: the first one and the special ones. What they share is summed
 //! once, and a set that holds the same rows as an earlier one is not computed again.
 
-use super::TokenSet;
+use super::norms::norm_std_of;
+use super::{Measure, Real, TokenSet, outlier_share_of};
 use std::ops::Range;
 
 /// Partial sums of a reduction over a row: four AVX2 vectors.
@@ -145,14 +148,14 @@ pub struct States<'a, T> {
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident<$T:ident>($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty $body:block) => {
         $(#[$doc])*
-        $vis fn $name<$T: Copy + Into<f64>>($($arg: $ty),*) -> $ret {
+        $vis fn $name<$T: Real>($($arg: $ty),*) -> $ret {
             #[inline(always)]
-            fn body<$T: Copy + Into<f64>>($($arg: $ty),*) -> $ret $body
+            fn body<$T: Real>($($arg: $ty),*) -> $ret $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn with_avx2<$T: Copy + Into<f64>>($($arg: $ty),*) -> $ret {
+                fn with_avx2<$T: Real>($($arg: $ty),*) -> $ret {
                     body($($arg),*)
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
@@ -177,8 +180,10 @@ pub fn text_sums<T>(states: States<'_, T>, text: &TextRows, wanted: Wanted) -> T
     let shared: Vec<usize> =
         members.iter().take(1).flatten().copied().filter(|&p| TokenSet::ALL.iter().all(|&s| text.contains(s, p))).collect();
     let mut core = SetSums::empty(width, wanted);
+    let origin = |position: Option<&usize>| position.map(|&p| row_of(states.values, p, width)).unwrap_or_default();
+    let shared_origin = origin(shared.first());
     for &position in &shared {
-        finite &= core.add(&states, position, wanted);
+        finite &= core.add(&states, position, shared_origin, wanted);
     }
     let (mut sets, mut place): (Vec<SetSums>, [usize; 3]) = (Vec::with_capacity(3), [0; 3]);
     for (index, own) in members.iter().enumerate() {
@@ -190,11 +195,14 @@ pub fn text_sums<T>(states: States<'_, T>, text: &TextRows, wanted: Wanted) -> T
             continue;
         }
         let mut sums = core.clone();
+        let origin = if shared.is_empty() { origin(own.first()) } else { shared_origin };
         for position in own.iter().filter(|position| shared.binary_search(position).is_err()) {
-            finite &= sums.add(&states, *position, wanted);
+            finite &= sums.add(&states, *position, origin, wanted);
         }
         if wanted.residual {
-            sums.residual = residual(&states, own, &sums.sum);
+            sums.residual = residual(&states, own, origin, &sums.sum);
+            let count = sums.rows as f64;
+            sums.sum.iter_mut().zip(origin).for_each(|(sum, &first)| *sum += count * first.into());
         }
         if let Some(slot) = place.get_mut(index) {
             *slot = sets.len();
@@ -252,7 +260,7 @@ fn row_of<T>(values: &[T], position: usize, width: usize) -> &[T] {
 
 /// Σ term(x) over a row, in partial sums that are folded in a fixed order.
 #[inline(always)]
-fn reduce<T: Copy + Into<f64>>(row: &[T], term: impl Fn(f64) -> f64) -> f64 {
+fn reduce<T: Real>(row: &[T], term: impl Fn(f64) -> f64) -> f64 {
     let mut lanes = [0.0; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
@@ -264,9 +272,9 @@ fn reduce<T: Copy + Into<f64>>(row: &[T], term: impl Fn(f64) -> f64) -> f64 {
 
 /// The dot product of two rows and the squared norm of the second.
 #[inline(always)]
-fn dot_and_square<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> (f64, f64) {
+fn dot_and_square<T: Real>(a: &[T], b: &[T]) -> (f64, f64) {
     #[inline(always)]
-    fn step<T: Copy + Into<f64>>(a: &[T], b: &[T], dots: &mut [f64; LANES], squares: &mut [f64; LANES]) {
+    fn step<T: Real>(a: &[T], b: &[T], dots: &mut [f64; LANES], squares: &mut [f64; LANES]) {
         for ((&x, &y), (dot, square)) in a.iter().zip(b).zip(dots.iter_mut().zip(squares)) {
             let (x, y): (f64, f64) = (x.into(), y.into());
             *dot += x * y;
@@ -291,16 +299,18 @@ impl SetSums {
         }
     }
 
-    /// Adds a row; whether it is finite.
+    /// Adds a row; whether it is finite. Where a residual is wanted, `sum` is that of the differences to `origin`.
     #[inline(always)]
-    fn add<T: Copy + Into<f64>>(&mut self, states: &States<'_, T>, position: usize, wanted: Wanted) -> bool {
+    fn add<T: Real>(&mut self, states: &States<'_, T>, position: usize, origin: &[T], wanted: Wanted) -> bool {
         let row = row_of(states.values, position, states.width);
         let square = reduce(row, |x| x * x);
         // f64 holds the square of every f32; of an f64 model a finite row may still overflow, which is as useless.
         let norm = square.sqrt();
         self.rows += 1;
         self.norms.push(norm);
-        if wanted.sum || wanted.residual {
+        if wanted.residual {
+            self.sum.iter_mut().zip(row.iter().zip(origin)).for_each(|(s, (&x, &o))| *s += x.into() - o.into());
+        } else if wanted.sum {
             self.sum.iter_mut().zip(row).for_each(|(s, &x)| *s += x.into());
         }
         if wanted.squares {
@@ -331,20 +341,53 @@ impl SetSums {
     pub fn cosine(&self) -> Option<f64> {
         pairwise(&self.unit_sum, self.directed)
     }
+
+    /// A measure that these sums determine; `None` where it is undefined, was not summed for, or needs more.
+    #[must_use]
+    pub fn measure(&self, measure: Measure) -> Option<f64> {
+        let residual = || self.residual.filter(|_| self.rows >= 2);
+        let share = |top| outlier_share_of(&mut self.squares.clone(), top);
+        let mean = |(sum, count): (f64, usize)| (count > 0).then(|| sum / count as f64);
+        match measure {
+            Measure::Cosine => self.cosine(),
+            Measure::RankResidual => residual().and_then(|r| {
+                let composite = |column: f64, row: f64| column.sqrt() * row.sqrt();
+                let whole = composite(r.column, r.row);
+                (whole > 0.0).then(|| composite(r.residual_column, r.residual_row) / whole)
+            }),
+            Measure::FrequencyRatio => residual().and_then(|r| {
+                let low = (self.rows as f64).sqrt() * r.mean_square.sqrt();
+                (low > 0.0).then(|| r.residual_square.sqrt() / low)
+            }),
+            Measure::Dirichlet => residual().map(|r| r.residual_square),
+            Measure::NormMean => mean((self.norms.iter().sum(), self.rows)),
+            Measure::NormStd => norm_std_of(&self.norms),
+            Measure::Retention => mean(self.retention),
+            Measure::RetentionH0 => mean(self.retention_h0),
+            Measure::OutlierShare1 => share(1),
+            Measure::OutlierShare3 => share(3),
+            Measure::OutlierShare10 => share(10),
+            other => self.measure(other.parent()?).and_then(|parent| other.derive(parent)),
+        }
+        .filter(|value| value.is_finite())
+    }
 }
 
+/// `differences` is Σ (h − origin) over the rows.
 #[inline(always)]
-fn residual<T: Copy + Into<f64>>(states: &States<'_, T>, rows: &[usize], sum: &[f64]) -> Option<Residual> {
+fn residual<T: Real>(states: &States<'_, T>, rows: &[usize], origin: &[T], differences: &[f64]) -> Option<Residual> {
     if rows.is_empty() {
         return None;
     }
     let count = rows.len() as f64;
-    let mean: Vec<f64> = sum.iter().map(|s| s / count).collect();
+    let shift: Vec<f64> = differences.iter().map(|d| d / count).collect();
+    let mean: Vec<f64> = shift.iter().zip(origin).map(|(s, &o)| s + o.into()).collect();
     let mut found = Residual { mean_square: reduce(&mean, |m| m * m), ..Residual::default() };
     let (mut columns, mut residual_columns) = (vec![0.0; states.width], vec![0.0; states.width]);
     for &position in rows {
         let row = row_of(states.values, position, states.width);
-        let [absolute, residual, square] = add_deviations(row, &mean, &mut columns, &mut residual_columns);
+        let [absolute, residual, square] =
+            add_deviations([row, origin], &shift, [&mut columns, &mut residual_columns]);
         found.row = found.row.max(absolute);
         found.residual_row = found.residual_row.max(residual);
         found.residual_square += square;
@@ -354,24 +397,27 @@ fn residual<T: Copy + Into<f64>>(states: &States<'_, T>, rows: &[usize], sum: &[
     Some(found)
 }
 
-/// Adds |x| and |x − m| of a row to the column sums; returns Σ|x|, Σ|x − m| and Σ(x − m)².
+/// Adds |x| and |x − m| of a row to the column sums; returns Σ|x|, Σ|x − m| and Σ(x − m)². The mean m is
+/// `origin + shift`.
 #[inline(always)]
-fn add_deviations<T: Copy + Into<f64>>(row: &[T], mean: &[f64], columns: &mut [f64], residuals: &mut [f64]) -> [f64; 3] {
+fn add_deviations<T: Real>(
+    [row, origin]: [&[T]; 2],
+    shift: &[f64],
+    [columns, residuals]: [&mut [f64]; 2],
+) -> [f64; 3] {
     #[inline(always)]
-    fn step<T: Copy + Into<f64>>(
-        row: &[T],
-        mean: &[f64],
-        columns: &mut [f64],
-        residuals: &mut [f64],
+    fn step<T: Real>(
+        [row, origin]: [&[T]; 2],
+        shift: &[f64],
+        [columns, residuals]: [&mut [f64]; 2],
         [absolutes, deviations, squares]: &mut [[f64; LANES]; 3],
     ) {
-        let sums = absolutes.iter_mut().zip(deviations.iter_mut().zip(squares));
+        let inputs = row.iter().zip(origin.iter().zip(shift));
         let columns = columns.iter_mut().zip(residuals);
-        for (((&x, m), (column, residual)), (absolute, (deviation, square))) in
-            row.iter().zip(mean).zip(columns).zip(sums)
-        {
-            let x: f64 = x.into();
-            let away = x - m;
+        let sums = absolutes.iter_mut().zip(deviations.iter_mut().zip(squares));
+        for (((&x, (&o, s)), (column, residual)), (absolute, (deviation, square))) in inputs.zip(columns).zip(sums) {
+            let (x, o): (f64, f64) = (x.into(), o.into());
+            let away = (x - o) - s;
             *column += x.abs();
             *residual += away.abs();
             *absolute += x.abs();
@@ -380,13 +426,15 @@ fn add_deviations<T: Copy + Into<f64>>(row: &[T], mean: &[f64], columns: &mut [f
         }
     }
     let mut sums = [[0.0; LANES]; 3];
-    let ((rows, row), (means, mean)) = (row.as_chunks::<LANES>(), mean.as_chunks::<LANES>());
+    let ((rows, row), (origins, origin)) = (row.as_chunks::<LANES>(), origin.as_chunks::<LANES>());
+    let (shifts, shift) = shift.as_chunks::<LANES>();
     let (column_chunks, columns) = columns.as_chunks_mut::<LANES>();
     let (residual_chunks, residuals) = residuals.as_chunks_mut::<LANES>();
-    for ((row, mean), (columns, residuals)) in rows.iter().zip(means).zip(column_chunks.iter_mut().zip(residual_chunks)) {
-        step(row, mean, columns, residuals, &mut sums);
+    let inputs = rows.iter().zip(origins.iter().zip(shifts));
+    for ((row, (origin, shift)), (columns, residuals)) in inputs.zip(column_chunks.iter_mut().zip(residual_chunks)) {
+        step([row, origin], shift, [columns, residuals], &mut sums);
     }
-    step(row, mean, columns, residuals, &mut sums);
+    step([row, origin], shift, [columns, residuals], &mut sums);
     sums.map(|lanes| lanes.iter().sum())
 }
 

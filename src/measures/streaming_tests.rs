@@ -1,6 +1,7 @@
 //! The fused sums against the definitions, written out.
 
 use super::*;
+use crate::measures::{self, Class, Rows, Scope};
 
 const WIDTH: usize = 37;
 
@@ -160,4 +161,82 @@ fn centring_and_scaling() {
         assert_eq!(n, 3);
         sum.iter().zip(&wanted).for_each(|(a, b)| close("unit", *a, *b));
     }
+}
+
+/// The pure functions over the same rows.
+fn pure(rows: &[f32], layer0: &[f32], width: usize, measure: Measure) -> Option<f64> {
+    let (own, other) = (Rows::new(rows, width), Rows::new(layer0, width));
+    match measure {
+        Measure::Cosine => measures::cosine(own),
+        Measure::Mad => measures::cosine(own).and_then(|c| measure.derive(c)),
+        Measure::RankResidual => measures::rank_residual(own),
+        Measure::FrequencyRatio => measures::frequency_ratio(own),
+        Measure::Dirichlet => measures::dirichlet(own),
+        Measure::DirichletNormalised => measures::frequency_ratio(own).and_then(|r| measure.derive(r)),
+        Measure::NormMean => measures::norm_mean(own),
+        Measure::NormStd => measures::norm_std(own),
+        Measure::Retention | Measure::RetentionH0 => measures::retention(own, other),
+        Measure::OutlierShare1 => measures::outlier_share(own, 1),
+        Measure::OutlierShare3 => measures::outlier_share(own, 3),
+        Measure::OutlierShare10 => measures::outlier_share(own, 10),
+        other => panic!("{other} is not measured by the sums"),
+    }
+}
+
+#[test]
+fn the_sums_give_what_the_pure_functions_give() {
+    let streaming: Vec<Measure> = Measure::ALL
+        .into_iter()
+        .filter(|m| m.class() == Class::Streaming && m.scope() == Scope::Text && !m.second_pass())
+        .collect();
+    assert_eq!(streaming.len(), 13);
+    let identical: Vec<f32> = rows(1, 20).repeat(9);
+    let mut zero_row = rows(9, 20);
+    zero_row[40..60].fill(0.0);
+    let single = rows(9, 1);
+    let cases: [(&str, Vec<f32>, usize); 6] = [
+        ("plain", rows(9, 20), 20),
+        ("identical", identical, 20),
+        ("a zero row", zero_row, 20),
+        ("all zero", vec![0.0; 180], 20),
+        ("d = 1", single, 1),
+        ("no rows", Vec::new(), 20),
+    ];
+    for (case, values, width) in cases {
+        let layer0: Vec<f32> = values.iter().map(|x| x * 0.5 + 1.0).collect();
+        let states = States { values: &values, width, layer0: Some(&layer0), h0: Some(&layer0) };
+        for text in [text(), TextRows { special: vec![true], span: 0..2 }, TextRows { special: vec![], span: 0..1 }] {
+            let sums = text_sums(states, &text, everything());
+            for set in TokenSet::ALL {
+                let positions = text.of(set, values.len() / width);
+                let gather = |from: &[f32]| -> Vec<f32> {
+                    positions.iter().flat_map(|&p| from[p * width..(p + 1) * width].to_vec()).collect()
+                };
+                let (own, other) = (gather(&values), gather(&layer0));
+                for &measure in &streaming {
+                    let what = format!("{case} {measure} {set} {:?}", text.span);
+                    match (sums.set(set).measure(measure), pure(&own, &other, width, measure)) {
+                        (Some(a), Some(b)) => assert!((a - b).abs() <= 1e-11 * (1.0 + b.abs()), "{what}: {a} for {b}"),
+                        (a, b) => assert_eq!(a, b, "{what}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_moved_forms_give_what_the_pure_functions_give() {
+    let values = rows(9, 20);
+    let mean: Vec<f64> = (0..20).map(|j| f64::from(j) / 5.0 - 1.0).collect();
+    let deviation: Vec<f64> = (0..20).map(|j| f64::from(j % 4)).collect();
+    let scale: Vec<f64> = deviation.iter().map(|&d| if d > 0.0 { 1.0 / d } else { 0.0 }).collect();
+    let positions: Vec<usize> = (0..9).collect();
+    let found = |scale| {
+        let (sum, n) = centred_unit_sum(&values, 20, &positions, &mean, scale);
+        pairwise(&sum, n).unwrap()
+    };
+    let own = Rows::new(&values, 20);
+    close("centred", found(None), measures::cosine_centred(own, &mean).unwrap());
+    close("standardised", found(Some(&scale)), measures::cosine_standardised(own, &mean, &deviation).unwrap());
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from measures import write_measures
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from tiny_models import write_models
@@ -35,6 +36,7 @@ def main():
     write_adapter(HERE / "peft_rslora", gqa_tied, ids, rslora=True)
     write_cases(HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
+    write_measures(HERE / "measures")
 
 
 if __name__ == "__main__":

@@ -92,9 +92,8 @@ impl Cka {
         let n = self.count as f64;
         let (x, y) = (trace(&self.first), trace(&self.second));
         let [xy, xx, yy] = self.row_products;
-        let debiased = |product: f64, rows: f64, norms: f64| {
-            product - n / (n - 2.0) * rows + norms / ((n - 1.0) * (n - 2.0))
-        };
+        let debiased =
+            |product: f64, rows: f64, norms: f64| product - n / (n - 2.0) * rows + norms / ((n - 1.0) * (n - 2.0));
         ratio(
             debiased(squared(&self.cross), xy, x * y),
             debiased(squared_symmetric(&self.first), xx, x * x),

@@ -1,11 +1,10 @@
-//! What the program says of each measure: one entry a measure, in the order of [`Measure::ALL`].
+//! What the program says of each measure: one entry a measure, in the order of [`super::Measure::ALL`].
 
-use super::catalogue::{Class, Measure};
+use super::catalogue::Class;
 
 /// The facts of one measure, as docs/measures.md prints them.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub measure: Measure,
     pub name: &'static str,
     pub title: &'static str,
     pub class: Class,
@@ -19,7 +18,6 @@ pub(super) struct Entry {
 
 pub(super) static ENTRIES: [Entry; 29] = [
     Entry {
-        measure: Measure::Cosine,
         name: "cosine",
         title: "Token cosine",
         class: Class::Streaming,
@@ -30,7 +28,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "a collapse of dimension; ruled by outlier dimensions, by the first token and by an offset that all tokens share",
     },
     Entry {
-        measure: Measure::CosineCentred,
         name: "cosine_centred",
         title: "Token cosine, corpus-centred",
         class: Class::Streaming,
@@ -41,7 +38,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "outlier dimensions still rule it; the mean depends on the corpus",
     },
     Entry {
-        measure: Measure::CosineStandardised,
         name: "cosine_standardised",
         title: "Token cosine, standardised",
         class: Class::Streaming,
@@ -52,7 +48,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "how large the differences are; dimensions of pure noise count as much as the others",
     },
     Entry {
-        measure: Measure::Mad,
         name: "mad",
         title: "Mean average distance",
         class: Class::Streaming,
@@ -63,7 +58,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "what the cosine hides",
     },
     Entry {
-        measure: Measure::RankResidual,
         name: "rank_residual",
         title: "Rank-collapse residual",
         class: Class::Streaming,
@@ -74,7 +68,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "one outlier token or dimension sets its largest sums",
     },
     Entry {
-        measure: Measure::FrequencyRatio,
         name: "frequency_ratio",
         title: "High/low frequency ratio",
         class: Class::Streaming,
@@ -85,7 +78,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "a large offset that all tokens share makes it small whatever happens around it",
     },
     Entry {
-        measure: Measure::Dirichlet,
         name: "dirichlet",
         title: "Dirichlet energy",
         class: Class::Streaming,
@@ -96,7 +88,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "grows with the norms and the length: a layer that scales up hides a collapse",
     },
     Entry {
-        measure: Measure::DirichletNormalised,
         name: "dirichlet_normalised",
         title: "Dirichlet energy, normalised",
         class: Class::Streaming,
@@ -107,7 +98,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "what the frequency ratio hides",
     },
     Entry {
-        measure: Measure::DirichletAttention,
         name: "dirichlet_attention",
         title: "Dirichlet energy over attention",
         class: Class::Lookup,
@@ -118,7 +108,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "grows with the norms; attention to itself counts nothing",
     },
     Entry {
-        measure: Measure::NormMean,
         name: "norm_mean",
         title: "Norm of a token, mean",
         class: Class::Streaming,
@@ -129,7 +118,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "direction",
     },
     Entry {
-        measure: Measure::NormStd,
         name: "norm_std",
         title: "Norm of a token, spread",
         class: Class::Streaming,
@@ -140,7 +128,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "direction; one token can set it",
     },
     Entry {
-        measure: Measure::Retention,
         name: "retention",
         title: "Retention of layer 0",
         class: Class::Streaming,
@@ -151,7 +138,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "an input kept but rotated; an offset that both share passes for retention",
     },
     Entry {
-        measure: Measure::RetentionH0,
         name: "retention_h0",
         title: "Retention of h0",
         class: Class::Streaming,
@@ -162,7 +148,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "as `retention`",
     },
     Entry {
-        measure: Measure::OutlierShare1,
         name: "outlier_share_1",
         title: "Share of the largest dimension",
         class: Class::Streaming,
@@ -173,7 +158,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "whether that dimension differs between tokens",
     },
     Entry {
-        measure: Measure::OutlierShare3,
         name: "outlier_share_3",
         title: "Share of the 3 largest dimensions",
         class: Class::Streaming,
@@ -184,7 +168,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "as `outlier_share_1`",
     },
     Entry {
-        measure: Measure::OutlierShare10,
         name: "outlier_share_10",
         title: "Share of the 10 largest dimensions",
         class: Class::Streaming,
@@ -195,7 +178,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "as `outlier_share_1`",
     },
     Entry {
-        measure: Measure::EffectiveRank,
         name: "effective_rank",
         title: "Effective rank",
         class: Class::Matrix,
@@ -206,7 +188,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "an offset that all tokens share takes one large σ and hides the rest; bound by n: compare equal lengths",
     },
     Entry {
-        measure: Measure::EffectiveRankCentred,
         name: "effective_rank_centred",
         title: "Effective rank, token-centred",
         class: Class::Matrix,
@@ -217,7 +198,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "how small the differences are against the offset",
     },
     Entry {
-        measure: Measure::StableRank,
         name: "stable_rank",
         title: "Stable rank",
         class: Class::Matrix,
@@ -228,7 +208,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "everything after the first direction",
     },
     Entry {
-        measure: Measure::StableRankCentred,
         name: "stable_rank_centred",
         title: "Stable rank, token-centred",
         class: Class::Matrix,
@@ -239,7 +218,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "everything after the first direction",
     },
     Entry {
-        measure: Measure::MaxExplainedVariance,
         name: "max_explained_variance",
         title: "Maximum explained variance",
         class: Class::Matrix,
@@ -250,7 +228,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "what the stable rank hides",
     },
     Entry {
-        measure: Measure::ParticipationRatio,
         name: "participation_ratio",
         title: "Participation ratio",
         class: Class::Matrix,
@@ -261,7 +238,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "weak directions hardly count, however many",
     },
     Entry {
-        measure: Measure::Anisotropy,
         name: "anisotropy",
         title: "Anisotropy",
         class: Class::Streaming,
@@ -272,7 +248,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "how the shared direction arises: one outlier dimension is enough",
     },
     Entry {
-        measure: Measure::CkaLayer0,
         name: "cka_layer0",
         title: "CKA with layer 0",
         class: Class::Matrix,
@@ -283,7 +258,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "directions of small variance, which may change beyond recognition",
     },
     Entry {
-        measure: Measure::CkaBase,
         name: "cka_base",
         title: "CKA with the reference run",
         class: Class::Matrix,
@@ -294,7 +268,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "directions of small variance, which may change beyond recognition",
     },
     Entry {
-        measure: Measure::IntrinsicDimension,
         name: "intrinsic_dimension",
         title: "Intrinsic dimension (TwoNN)",
         class: Class::Matrix,
@@ -305,7 +278,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "a sample: falls short when the dimension is high; nearest neighbours may be tokens of one text",
     },
     Entry {
-        measure: Measure::NearestEmbedding,
         name: "nearest_embedding",
         title: "Nearest embedding is its own",
         class: Class::Lookup,
@@ -316,7 +288,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "says nothing once the states have left the embedding's space, as at late layers",
     },
     Entry {
-        measure: Measure::AttentionEntropy,
         name: "attention_entropy",
         title: "Attention entropy",
         class: Class::Lookup,
@@ -327,7 +298,6 @@ pub(super) static ENTRIES: [Entry; 29] = [
         hides: "what the values carry; grows with the length",
     },
     Entry {
-        measure: Measure::AttentionEntropyNormalised,
         name: "attention_entropy_normalised",
         title: "Attention entropy, normalised",
         class: Class::Lookup,

@@ -111,11 +111,10 @@ fn neighbour_log_ratios(points: Rows<'_, f64>) -> Option<Vec<f64>> {
 }
 
 fn two_smallest(values: impl Iterator<Item = f64>) -> [f64; 2] {
-    values.fold([f64::INFINITY; 2], |[first, second], value| {
-        if value < first {
-            [value, first]
-        } else {
-            [first, second.min(value)]
-        }
-    })
+    values.fold(
+        [f64::INFINITY; 2],
+        |[first, second], value| {
+            if value < first { [value, first] } else { [first, second.min(value)] }
+        },
+    )
 }

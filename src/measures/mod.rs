@@ -50,3 +50,8 @@ pub use rows::{Real, Rows};
 pub use spectrum::Spectrum;
 pub use token_cosine::{cosine, cosine_centred, cosine_standardised};
 pub use token_sample::{MAX_TOKENS, TokenSample};
+
+#[cfg(test)]
+mod docs_tests;
+#[cfg(test)]
+mod golden_tests;

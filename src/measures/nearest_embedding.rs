@@ -76,10 +76,12 @@ impl<'a> EmbeddingTable<'a> {
                 let mut cosines = Mat::<f32>::zeros(ids.len(), block.len());
                 matmul(&mut cosines, Accum::Replace, table, units.transpose(), 1.0, Par::Seq);
                 let near = |column: faer::ColRef<'_, f32>| {
-                    let known = ids.clone().zip(column.iter().copied());
-                    let known = known.filter(|(id, _)| self.norms.get(*id).is_some_and(|&n| n > 0.0));
-                    let largest = known.clone().map(|(_, c)| c).fold(f32::NEG_INFINITY, f32::max);
-                    known.filter(|(_, c)| *c >= largest - slack).map(|(id, c)| (id as u32, c)).collect()
+                    let known = || {
+                        let all = ids.clone().zip(column.iter().copied());
+                        all.filter(|(id, _)| self.norms.get(*id).is_some_and(|&n| n > 0.0))
+                    };
+                    let largest = known().map(|(_, c)| c).fold(f32::NEG_INFINITY, f32::max);
+                    known().filter(|(_, c)| *c >= largest - slack).map(|(id, c)| (id as u32, c)).collect()
                 };
                 cosines.col_iter().map(near).collect()
             })

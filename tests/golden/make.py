@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from measures import write_measures
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from sites import write_sites
@@ -37,6 +38,7 @@ def main():
     write_cases(HERE / "sibo", gqa_tied, ids)
     write_sites(HERE / "sites", HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
+    write_measures(HERE / "measures")
 
 
 if __name__ == "__main__":

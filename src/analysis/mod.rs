@@ -1,5 +1,6 @@
 //! Analyses over models and adapters: similarity curves and the headline study.
 
+pub mod audit;
 pub mod baselines;
 pub mod chunks;
 pub mod headline;

@@ -12,7 +12,8 @@ use crate::model::ModelError;
 use crate::probe::{Probe, Site};
 use candle_core::{DType, Device, Layout, Storage, Tensor, WithDType};
 use rayon::prelude::*;
-use std::sync::{Arc, RwLockReadGuard};
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// What a chunk of texts gave.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -138,8 +139,8 @@ impl<'a> Recorder<'a> {
             Ok((heads, map.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?))
         });
         let others = Others {
-            layer0: layer0.as_ref().map(values).transpose()?,
-            h0: h0.as_ref().map(values).transpose()?,
+            layer0: layer0.as_ref().map(|guard| values(guard)).transpose()?,
+            h0: h0.as_ref().map(|guard| values(guard)).transpose()?,
             partner: match (&partner, &tensors.partner) {
                 (Some(guard), Some(tensor)) => Some((values(guard)?, tensor.dim(1)?)),
                 _ => None,
@@ -302,7 +303,9 @@ struct Tensors {
 }
 
 /// The values of a contiguous tensor on the CPU.
-fn values<'g, T: WithDType>((storage, layout): &'g (RwLockReadGuard<'_, Storage>, &Layout)) -> Result<&'g [T], ModelError> {
+fn values<'g, T: WithDType, G: Deref<Target = Storage>>(
+    (storage, layout): &'g (G, &Layout),
+) -> Result<&'g [T], ModelError> {
     let Storage::Cpu(cpu) = &**storage else {
         return Err(refused("hidden states are not on the CPU".to_owned()));
     };

@@ -132,7 +132,7 @@ impl<T: Real> SetAt<'_, T> {
                 let (maps, causal) = self.at.maps?;
                 attention_entropy_normalised(maps, self.positions, causal)
             }
-            Measure::DirichletAttention => dirichlet_attention(self.rows(), self.at.maps?.0, self.positions),
+            Measure::DirichletAttention => dirichlet_attention(self.rows(), self.positions, self.at.maps?.0),
             _ => None,
         }
     }

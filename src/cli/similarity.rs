@@ -81,6 +81,10 @@ pub(super) struct SimilarityArgs {
     /// architecture, random weights), shuffled (token order).
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     baselines: Vec<Baseline>,
+    /// Check the numbers on N drawn texts: alone against in a batch, f64 against the compute type, all pairs
+    /// against the one sweep. The largest deviations go into manifest.json and below the figures.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8")]
+    audit: Option<usize>,
     /// Texts that run through the model together; bounds memory, changes no result.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
@@ -136,7 +140,10 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     if !done.means.is_empty() {
         done.means.write(&args.out.join("means.safetensors"))?;
     }
-    figures::draw(args, &measures, &rows)?;
+    figures::draw(args, &measures, &rows, done.audit.as_ref())?;
+    if let Some(audit) = &done.audit {
+        manifest.set("audit", audit.json());
+    }
     let names: Vec<&str> = measures.iter().map(|m| m.name()).collect();
     manifest
         .set("runs", done.described)

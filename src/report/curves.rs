@@ -108,6 +108,24 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
     }
 }
 
+/// Shades what is within `error` of zero in a panel of differences, and greys the curves that never leave it.
+pub fn grey_below(panel: &mut Panel, error: f64) {
+    let places = || panel.series.iter().flat_map(|series| series.points.iter().map(|point| point.x));
+    let ends = places().fold(None, |ends: Option<(f64, f64)>, x| {
+        Some(ends.map_or((x, x), |(low, high)| (low.min(x), high.max(x))))
+    });
+    let Some((first, last)) = ends else { return };
+    for series in &mut panel.series {
+        let mut all = series.points.iter().chain(&series.hollow);
+        if all.all(|point| point.y.is_none_or(|y| y.abs() <= error)) {
+            series.style += GREY;
+        }
+    }
+    let band = |x| Point { x, y: Some(0.0), interval: Some((-error, error)) };
+    let label = "audit error".to_owned();
+    panel.series.push(Series { label, style: GREY, points: vec![band(first), band(last)], hollow: Vec::new() });
+}
+
 fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
     let layers = rows.iter().map(|row| row.layer).max().unwrap_or(0).max(1);
     let point = |row: &&SimilarityRow| {
@@ -273,6 +291,18 @@ mod tests {
         let expected = [("base".to_owned(), 0), ("base (shuffled)".to_owned(), GREY + 3), ("SIBO".to_owned(), 1)];
         assert_eq!(looks(&chart), expected);
         assert!(chart.notes.iter().any(|note| note.starts_with("Grey:")));
+    }
+
+    #[test]
+    fn what_the_audit_cannot_tell_from_nothing_is_grey() {
+        let mut chart = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference));
+        let mut small = chart.clone();
+        grey_below(&mut chart.panels[0], 0.05);
+        grey_below(&mut small.panels[0], 0.2);
+        let styles = |chart: &Chart| chart.panels[0].series.iter().map(|s| s.style).collect::<Vec<_>>();
+        assert_eq!((styles(&chart), styles(&small)), (vec![1, GREY], vec![GREY + 1, GREY]));
+        let band = &chart.panels[0].series[1].points;
+        assert_eq!((band[0].x, band[1].x, band[1].interval), (0.0, 4.0, Some((-0.05, 0.05))));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use super::SimilarityArgs;
 use crate::measures::Measure;
 use crate::persist;
-use crate::report::{self, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, similarity_chart};
+use crate::analysis::audit::Audit;
+use crate::report::{
+    self, BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, grey_below, similarity_chart,
+};
 use anyhow::Result;
 use std::path::Path;
 
@@ -12,11 +15,17 @@ const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
 
 /// `similarity.png` with both forms of the cosine, a figure for every other measure, and one for the sites inside a
 /// block of each measure, all as PNG and SVG.
-pub(super) fn draw(args: &SimilarityArgs, measures: &[Measure], rows: &[SimilarityRow]) -> Result<()> {
+pub(super) fn draw(
+    args: &SimilarityArgs,
+    measures: &[Measure],
+    rows: &[SimilarityRow],
+    audit: Option<&Audit>,
+) -> Result<()> {
     let (usual, inner): (Vec<SimilarityRow>, Vec<SimilarityRow>) =
         rows.iter().cloned().partition(|row| USUAL.contains(&row.site.as_str()));
     let cosines = [(Measure::Cosine, "all"), (Measure::CosineCentred, "no_first")];
     let both: Vec<(Measure, &str)> = cosines.into_iter().filter(|(m, _)| measures.contains(m)).collect();
+    let both_differ = both.clone();
     let mut figures: Vec<(String, String, Vec<(Measure, &str)>)> = Vec::new();
     if !both.is_empty() {
         figures.push(("similarity".to_owned(), "Token similarity over the layers".to_owned(), both));
@@ -26,10 +35,14 @@ pub(super) fn draw(args: &SimilarityArgs, measures: &[Measure], rows: &[Similari
         figures.push((measure.name().to_owned(), format!("{} over the layers", measure.title()), panels));
     }
     for (stem, title, panels) in figures {
-        let chart = similarity_chart(&usual, &options(args, title, &panels));
+        let mut chart = similarity_chart(&usual, &options(args, title, &panels));
+        chart.notes.extend(audit.and_then(|audit| audit_note(audit, &panels)));
         if chart.panels.iter().any(|panel| !panel.series.is_empty()) {
             write_chart(&args.out, &stem, &chart)?;
         }
+    }
+    if rows.iter().any(|row| row.diff.is_some()) && !both_differ.is_empty() {
+        write_chart(&args.out, "differences", &differences(args, &usual, &both_differ, audit))?;
     }
     for &measure in measures {
         if let Some(chart) = sites_chart(args, measure, &inner) {
@@ -37,6 +50,34 @@ pub(super) fn draw(args: &SimilarityArgs, measures: &[Measure], rows: &[Similari
         }
     }
     Ok(())
+}
+
+/// The differences of the runs to their reference; what is within the audit's error is grey.
+fn differences(
+    args: &SimilarityArgs,
+    rows: &[SimilarityRow],
+    panels: &[(Measure, &str)],
+    audit: Option<&Audit>,
+) -> Chart {
+    let plain: Vec<SimilarityRow> =
+        rows.iter().filter(|row| !BASELINE_SUFFIXES.iter().any(|s| row.run.ends_with(s))).cloned().collect();
+    let title = "Difference of token similarity over the layers".to_owned();
+    let mut chart = similarity_chart(&plain, &CurveOptions { shown: Shown::Difference, ..options(args, title, panels) });
+    let Some(audit) = audit else { return chart };
+    for (panel, (measure, _)) in chart.panels.iter_mut().zip(panels) {
+        let Some(error) = audit.error(*measure) else { continue };
+        grey_below(panel, error);
+    }
+    chart.notes.extend(audit_note(audit, panels));
+    chart.notes.push("Grey band: differences within it are smaller than that and say nothing.".to_owned());
+    chart
+}
+
+fn audit_note(audit: &Audit, panels: &[(Measure, &str)]) -> Option<String> {
+    let errors = panels.iter().filter_map(|(measure, _)| Some(format!("{measure} {:.1e}", audit.error(*measure)?)));
+    let errors = errors.collect::<Vec<_>>().join(", ");
+    let texts = audit.texts;
+    (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {errors}."))
 }
 
 /// One panel a site; `None` where no site inside a block was measured.

@@ -1,6 +1,7 @@
 //! The runs of a similarity command, measured one after another; what is finished or begun is kept on disk.
 
 use super::{SimilarityArgs, say_unless};
+use crate::analysis::audit::{Audit, Precisions, audit, sample};
 use crate::analysis::baselines::{Baseline, Shuffled};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::means::MeansFile;
@@ -18,7 +19,7 @@ use crate::model::{Initialisation, LoadedModel, RandomWeights, Transformer};
 use crate::peft::{Peft, load_adapter};
 use crate::persist;
 use anyhow::{Context, Result, anyhow, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -35,6 +36,7 @@ pub(super) struct Done {
     pub(super) references: Vec<Option<usize>>,
     pub(super) described: Vec<Value>,
     pub(super) means: MeansFile,
+    pub(super) audit: Option<Audit>,
 }
 
 /// A model with the name that it was asked for by.
@@ -57,7 +59,7 @@ pub(super) fn measure(
 ) -> Result<Done> {
     let device = open::device(&args.device)?;
     let frozen = args.means.as_deref().map(|path| Ok::<_, anyhow::Error>((path, MeansFile::read(path)?))).transpose()?;
-    let mut work = Work { args, measures, frozen, device, quiet, bar: progress::bar(0, "texts", quiet), done: 0, means: MeansFile::default() };
+    let mut work = Work { args, measures, frozen, device, quiet, bar: progress::bar(0, "texts", quiet), done: 0, means: MeansFile::default(), audit: None };
     // Runs of the same model, which mostly follow each other, load it once.
     let mut current: Option<Opened<'_>> = None;
     let mut compared: Option<ReferenceRun> = None;
@@ -79,6 +81,7 @@ pub(super) fn measure(
             .map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
         ensure!(found.texts > 0, "{}: {what}", args.texts.display());
         let runs = work.runs(spec, &model, peft.as_ref(), &texts, &found, compared.as_ref())?;
+        work.audit(spec, &model, peft.as_ref(), &texts)?;
         if let Some(slot) = measured.get_mut(place) {
             *slot = Some((describe(spec, &model, &found)?, runs));
         }
@@ -104,7 +107,7 @@ pub(super) fn measure(
             say_unless(quiet, &format!("{measure}: no value anywhere; {}", why_undefined(measure)));
         }
     }
-    Ok(Done { runs, references, described, means: work.means })
+    Ok(Done { runs, references, described, means: work.means, audit: work.audit })
 }
 
 fn why_undefined(measure: Measure) -> &'static str {
@@ -129,6 +132,7 @@ struct Work<'a> {
     /// Runs and baselines so far, which number their files.
     done: usize,
     means: MeansFile,
+    audit: Option<Audit>,
 }
 
 impl Work<'_> {
@@ -181,7 +185,7 @@ impl Work<'_> {
     ) -> Result<RunValues> {
         let args = self.args;
         let architecture = own.transformer.architecture();
-        let plan = MeasurePlan::new(self.measures.to_vec(), &args.sites, &args.layers, architecture.layers, args.seed);
+        let plan = self.plan(own.transformer);
         let means = match &self.frozen {
             // A baseline is centred on means of its own, as everywhere.
             Some((path, file)) if baseline.is_none() => {
@@ -243,6 +247,34 @@ impl Work<'_> {
             self.means.insert(name, means);
         }
         Ok(values)
+    }
+
+    /// Audits a run that was measured, if it is asked for.
+    fn audit(
+        &mut self,
+        spec: &RunSpec,
+        model: &LoadedModel,
+        peft: Option<&Peft>,
+        texts: &FileTexts<'_>,
+    ) -> Result<()> {
+        let Some(count) = self.args.audit else { return Ok(()) };
+        let drawn = scan(texts, count, self.args.seed)?.lookup;
+        let exact = open::model(&spec.model, spec.revision.as_deref(), DType::F64, &self.device)?;
+        let exact_peft = spec.adapter.as_deref().map(|folder| load_adapter(folder, &exact.transformer)).transpose()?;
+        let models = Precisions {
+            model: RunModel { transformer: &model.transformer, peft },
+            exact: RunModel { transformer: &exact.transformer, peft: exact_peft.as_ref() },
+        };
+        let plan = self.plan(&model.transformer);
+        let means = self.means.get(&spec.name);
+        let found = audit(&spec.name, models, &sample(texts, &drawn)?, &plan, means, self.args.batch_size)?;
+        self.audit.get_or_insert_default().merge(&found);
+        Ok(())
+    }
+
+    fn plan(&self, transformer: &Transformer) -> MeasurePlan {
+        let (args, depth) = (self.args, transformer.architecture().layers);
+        MeasurePlan::new(self.measures.to_vec(), &args.sites, &args.layers, depth, args.seed)
     }
 
     fn say_cost(&self, spec: &RunSpec, model: &LoadedModel, found: &Scan) {

@@ -336,7 +336,7 @@ mod tests {
             "once each, in table order"
         );
         let streaming = parse_measures("streaming").unwrap();
-        assert!(streaming.iter().all(|m| m.class() == Class::Streaming) && streaming.len() == 17);
+        assert!(streaming.iter().all(|m| m.class() == Class::Streaming) && streaming.len() == 16);
         assert_eq!(parse_measures("streaming,matrix,lookup").unwrap(), Measure::ALL);
     }
 

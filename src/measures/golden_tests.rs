@@ -250,7 +250,8 @@ fn plain_cka_of_independent_data_is_biased_and_ours_is_not() {
     let mut sums = Cka::new(x.mean(), y.mean());
     sums.add(x, y);
     assert!((sums.biased().unwrap() - 0.92).abs() < 0.01, "{:?}", sums.biased());
-    assert!(sums.finish().unwrap().abs() < 0.05, "{:?}", sums.finish());
+    // Its deviation here is about √2/50.
+    assert!(sums.finish().unwrap().abs() < 0.1, "{:?}", sums.finish());
     let mut same = Cka::new(x.mean(), x.mean());
     same.add(x, x);
     assert!((same.finish().unwrap() - 1.0).abs() < 1e-12);
@@ -325,7 +326,11 @@ fn a_value_that_is_not_finite_is_never_skipped() {
 }
 
 fn sample(texts: impl IntoIterator<Item = u64>, capacity: usize) -> TokenSample {
-    let mut sample = TokenSample::new(17, capacity, 3);
+    seeded_sample(17, texts, capacity)
+}
+
+fn seeded_sample(seed: u64, texts: impl IntoIterator<Item = u64>, capacity: usize) -> TokenSample {
+    let mut sample = TokenSample::new(seed, capacity, 3);
     for text in texts {
         let values = noise(10, 3, text);
         sample.add(text, &(0..10).collect::<Vec<_>>(), Rows::new(&values, 3));
@@ -346,14 +351,11 @@ fn a_sample_does_not_know_in_which_order_texts_came() {
     a.merge(&sample(19..30, 100));
     assert_eq!(a, whole);
     assert!(whole.finish().unwrap() > 1.0);
-    let mut other_seed = TokenSample::new(18, 100, 3);
-    other_seed.add(0, &[0], Rows::new(&[1.0f32, 2.0, 3.0], 3));
-    assert_ne!(other_seed.to_bytes()[16..24], whole.to_bytes()[16..24]);
+    assert_ne!(seeded_sample(18, 0..30, 100).values(), whole.values(), "another seed, another sample");
 }
 
 #[test]
 fn a_sample_is_fair() {
-    // 2,000 texts of one token, 500 places: the mean index of the chosen ones is near the middle (sd 26 / 500^.5·…).
     let mut sample = TokenSample::new(3, 500, 1);
     (0..2000u16).for_each(|i| sample.add(u64::from(i), &[0], Rows::new(&[f32::from(i)], 1)));
     let chosen = sample.values();

@@ -48,7 +48,7 @@ impl Spectrum {
 
     fn of(values: &[f64], width: usize) -> Option<Self> {
         let n = values.len().checked_div(width)?;
-        if n == 0 {
+        if n == 0 || values.iter().any(|x| !x.is_finite()) {
             return None;
         }
         let mut eigenvalues = gram(values, n, width).self_adjoint_eigenvalues(Side::Lower).ok()?;

@@ -24,6 +24,8 @@ pub struct EncodedText {
     pub ids: Vec<u32>,
     /// Which tokens are special.
     pub special: Vec<bool>,
+    /// Token types; empty where all are 0.
+    pub types: Vec<u32>,
     /// The rows to measure; all run through the model.
     pub span: Range<usize>,
 }
@@ -91,7 +93,8 @@ pub fn measure_run(
     batch_size: usize,
     tick: &mut dyn FnMut(usize),
 ) -> Result<RunValues, SimilarityError> {
-    let depth = model.transformer.architecture().layers;
+    let architecture = model.transformer.architecture();
+    let depth = architecture.layers;
     let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
     let mut forms = BTreeMap::new();
@@ -99,9 +102,13 @@ pub fn measure_run(
     let mut points = Vec::new();
     for form in [CosineForm::Plain, CosineForm::Centred] {
         let mut probe = CosineProbe::new(depth, centre.take()).only(|point| layers.contains(point));
+        if !architecture.has_final_norm() {
+            probe = probe.without_final_norm();
+        }
         for group in texts.chunks(batch_size.max(1)) {
             let sequences: Vec<&[u32]> = group.iter().map(|t| t.ids.as_slice()).collect();
-            let batch = Packed::from_sequences(&sequences);
+            let types: Vec<&[u32]> = group.iter().map(|t| t.types.as_slice()).collect();
+            let batch = Packed::from_sequences(&sequences).with_types(&types);
             probe.expect(group.iter().map(|t| (t.special.as_slice(), t.span.clone())));
             model
                 .transformer

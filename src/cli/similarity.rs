@@ -5,7 +5,7 @@ use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
-use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
+use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip};
 use crate::hash;
 use crate::model::LoadedModel;
 use crate::peft::load_adapter;
@@ -65,7 +65,8 @@ pub(super) struct SimilarityArgs {
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// all, 0,4,8 or 2..10 (both ends). 0 is the embedding, 1..L the blocks; transformers' hidden_states[l]
-    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm.
+    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm, or layer L itself where a
+    /// model has no final norm (BERT).
     #[arg(long, default_value = "all")]
     layers: Layers,
     /// Draw depth as a share of each model's layers.
@@ -234,7 +235,7 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
     let mut all = Vec::new();
     for text in TextSource::open(&args.texts, options)?.take(limit) {
         let text = text?;
-        let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
+        let encoded = text.encode(tokenizer)?;
         let span = args.span.rows(&text, &encoded).map_err(|e| e.at(args.texts.display().to_string()))?;
         if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
             let end = encoded.ids.len();
@@ -243,6 +244,7 @@ fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>
                 group: text.group,
                 ids: encoded.ids,
                 special: encoded.special,
+                types: encoded.types,
                 span: span.start.min(end)..span.end.min(end),
             });
         }

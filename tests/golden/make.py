@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from bert import write_bert, write_minilm
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from sites import write_sites
@@ -37,6 +38,8 @@ def main():
     write_cases(HERE / "sibo", gqa_tied, ids)
     write_sites(HERE / "sites", HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
+    write_bert(HERE / "bert")
+    write_minilm(HERE / "minilm.json")
 
 
 if __name__ == "__main__":

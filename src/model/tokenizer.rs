@@ -93,7 +93,8 @@ pub struct TextTokenizer {
 
 impl TextTokenizer {
     /// Loads the tokenizer of a Hugging Face folder: `tokenizer.json`, else `vocab.json` and `merges.txt`
-    /// (byte-level BPE, GPT-2's or RoBERTa's), else `vocab.txt` (BERT's WordPiece). BOS and EOS are those of `tokenizer_config.json`, else
+    /// (byte-level BPE, GPT-2's or RoBERTa's), else `vocab.txt` (BERT's WordPiece). BOS and EOS are those of
+    /// `tokenizer_config.json`, else
     /// `special_tokens_map.json`, else `config.json`, else `generation_config.json`.
     ///
     /// # Errors

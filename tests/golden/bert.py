@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
+from transformers import (
+    BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer,
+)  # fmt: skip
 
 from tiny_models import random_ids, write_json
 
@@ -36,7 +38,8 @@ FULL = (
 )  # fmt: skip
 WORDS = "the cat dog sat on mat run un caf and two one ##ning ##s ##able ##aff ##e 日 本 , . ! ? ' ( ) - 1 2 ##3".split()
 TEXTS = (
-    "The CAT sat on the mat, running!", "café unaffable (dogs?) - 123", "日本 and\tthe\ndog's", "", "zebra [SEP] cat [MASK].",
+    "The CAT sat on the mat, running!", "café unaffable (dogs?) - 123", "日本 and\tthe\ndog's", "",
+    "zebra [SEP] cat [MASK].",
 )  # fmt: skip
 PAIRS = (("The cat sat.", "On the mat?"), ("un run", "two cats and 1 dog"))
 
@@ -69,8 +72,8 @@ class Lora(nn.Module):
     def __init__(self, base, mixed, owner, noise):
         super().__init__()
         self.base, self.mixed, self.owner = base, mixed, [owner]
-        draw = lambda rows, columns: nn.Parameter((torch.randn(rows, columns, generator=noise) * 0.5 / columns**0.5).double())
-        self.lora_A, self.lora_B = draw(RANK, base.in_features), draw(base.out_features, RANK)
+        self.lora_A = nn.Parameter(torch.randn(RANK, base.in_features, generator=noise).double() / base.in_features**0.5)
+        self.lora_B = nn.Parameter(torch.randn(base.out_features, RANK, generator=noise).double() / 4)
 
     def forward(self, x):
         read = (1 - LAMBDA) * x + LAMBDA * self.owner[0].h0 if self.mixed else x
@@ -123,7 +126,11 @@ def write_model(folder, model, encoder, types_of, seed):
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     encoder = encoder.double()
+    # torch drops the gradients of the padding's rows. Nothing is padded here, and that token is one as any other.
+    for table in (encoder.embeddings.word_embeddings, encoder.embeddings.position_embeddings):
+        table.padding_idx = None
     all_ids = random_ids(model.config.vocab_size, LENGTHS, seed=seed)
+    all_ids[2][5] = model.config.pad_token_id
     all_types = [types_of(len(ids)) for ids in all_ids]
     stored = {}
     for s, (ids, types) in enumerate(zip(all_ids, all_types)):
@@ -197,13 +204,12 @@ def write_minilm(path):
         print(f"SKIPPED: {folder} is not there")
         return
     model = BertModel.from_pretrained(folder, dtype=torch.float64).eval()
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     cases = []
-    for pair in (("The quick brown fox jumps over the lazy dog, naïvely.",), ("Is it smooth?", "It over-smooths in 12 layers.")):
+    single, two = ("The quick brown fox jumps over the lazy dog, naïvely.",), ("Is it smooth?", "It over-smooths in 12 layers.")
+    for pair in (single, two):
         out = tokenizer(*pair, return_token_type_ids=True)
         ids, types = torch.tensor(out["input_ids"]), torch.tensor(out["token_type_ids"])
         with torch.no_grad():

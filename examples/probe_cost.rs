@@ -41,7 +41,7 @@ fn texts(vocab: u32) -> Vec<EncodedText> {
     let one = |index: u64| {
         let ids: Vec<u32> = (0..TOKENS).map(|i| (i * i * 31 + i * 7 + index as u32 * 97) % vocab).collect();
         let special = (0..TOKENS).map(|i| i == 0).collect();
-        EncodedText { index, group: None, span: 0..ids.len(), ids, special }
+        EncodedText { index, group: None, span: 0..ids.len(), types: Vec::new(), ids, special }
     };
     (0..TEXTS).map(one).collect()
 }
@@ -56,8 +56,7 @@ fn bare(model: &Transformer, texts: &[EncodedText]) -> Result<(), Failure> {
 
 /// One pass over the texts: measures that need corpus means are left to their second pass.
 fn measured(model: &Transformer, texts: &Vec<EncodedText>, measures: &[Measure]) -> Result<(), Failure> {
-    let depth = model.architecture().layers;
-    let plan = MeasurePlan::new(measures.to_vec(), &Sites::Usual, &Layers::All, depth, 0);
+    let plan = MeasurePlan::new(measures.to_vec(), &Sites::Usual, &Layers::All, model.architecture(), 0);
     let lookup = BTreeSet::new();
     let input = RunInput {
         name: "cost",

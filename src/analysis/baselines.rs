@@ -145,7 +145,7 @@ mod tests {
 
     fn text(index: u64, n: usize) -> EncodedText {
         let ids = (0..n as u32).map(|i| 100 * index as u32 + i).collect();
-        EncodedText { index, group: None, ids, special: (0..n).map(|i| i == 0 || i + 1 == n).collect(), span: 0..n }
+        EncodedText { index, group: None, ids, special: (0..n).map(|i| i == 0 || i + 1 == n).collect(), types: vec![], span: 0..n }
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub fn batches(chunk: &[EncodedText], size: usize) -> Vec<Vec<usize>> {
 #[must_use]
 pub fn pack(chunk: &[EncodedText], batch: &[usize]) -> Packed {
     let sequences: Vec<&[u32]> = batch.iter().filter_map(|&p| chunk.get(p)).map(|t| t.ids.as_slice()).collect();
-    Packed::from_sequences(&sequences)
+    let types: Vec<&[u32]> = batch.iter().filter_map(|&p| chunk.get(p)).map(|t| t.types.as_slice()).collect();
+    Packed::from_sequences(&sequences).with_types(&types)
 }
 
 #[cfg(test)]
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     fn text(index: u64, length: usize) -> EncodedText {
-        EncodedText { index, group: None, ids: vec![1; length], special: vec![false; length], span: 0..length }
+        EncodedText { index, group: None, ids: vec![1; length], special: vec![false; length], types: vec![], span: 0..length }
     }
 
     #[test]

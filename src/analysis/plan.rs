@@ -4,6 +4,7 @@ use super::layers::Layers;
 use super::pooled::Kept;
 use crate::measures::streaming::Wanted;
 use crate::measures::{Class, Measure, Need, Point, Scope};
+use crate::model::Architecture;
 use crate::probe::Site;
 use std::str::FromStr;
 
@@ -60,9 +61,20 @@ pub struct MeasurePlan {
 }
 
 impl MeasurePlan {
-    /// The plan for a model of `depth` blocks.
+    /// The plan for a model.
     #[must_use]
-    pub fn new(measures: Vec<Measure>, sites: &Sites, layers: &Layers, depth: usize, seed: u64) -> Self {
+    pub fn new(measures: Vec<Measure>, sites: &Sites, layers: &Layers, model: &Architecture, seed: u64) -> Self {
+        Self::of(measures, sites, layers, model.layers, model.has_final_norm(), seed)
+    }
+
+    fn of(
+        measures: Vec<Measure>,
+        sites: &Sites,
+        layers: &Layers,
+        depth: usize,
+        final_norm: bool,
+        seed: u64,
+    ) -> Self {
         let mut points: Vec<Point> = sites
             .list()
             .into_iter()
@@ -74,7 +86,7 @@ impl MeasurePlan {
                 };
                 range.map(move |layer| Point { site, layer })
             })
-            .filter(|point| layers.contains(*point))
+            .filter(|point| layers.contains(*point) && (final_norm || point.site != Site::FinalNorm))
             .collect();
         points.sort_by_key(|point| (point.layer, point.site));
         Self { measures, points, seed }
@@ -155,7 +167,7 @@ mod tests {
     use super::*;
 
     fn plan(sites: &str, layers: &str, measures: &[Measure]) -> MeasurePlan {
-        MeasurePlan::new(measures.to_vec(), &sites.parse().unwrap(), &layers.parse().unwrap(), 3, 0)
+        MeasurePlan::of(measures.to_vec(), &sites.parse().unwrap(), &layers.parse().unwrap(), 3, true, 0)
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct EncodedText {
     pub ids: Vec<u32>,
     /// Which tokens are special.
     pub special: Vec<bool>,
+    /// Token types; empty where all are 0.
+    pub types: Vec<u32>,
     /// The rows to measure; all run through the model.
     pub span: Range<usize>,
 }
@@ -214,8 +216,7 @@ impl Measured<'_> {
     ) -> Result<ChunkResult, SimilarityError> {
         let input = self.input;
         let pooled = self.plan.points.iter().map(|&point| self.empty(point, stage)).collect();
-        // As every family so far.
-        let causal = true;
+        let causal = input.model.transformer.architecture().causal;
         let mut recorder = Recorder::new(self.plan, stage, self.table.as_ref(), causal, chunk.len(), pooled);
         // Rows can stand in for each other only where they are computed together.
         let size = if input.other_texts { CHUNK as usize } else { input.batch_size };

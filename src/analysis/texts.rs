@@ -2,7 +2,7 @@
 
 use super::chunks::TextSupply;
 use super::similarity::{EncodedText, SimilarityError};
-use crate::data::{DataError, ProbeText, Span, TextOptions, TextSource, Tokenize, clip, encode_text};
+use crate::data::{DataError, ProbeText, Span, TextOptions, TextSource, Tokenize, clip};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub struct FileTexts<'t> {
 impl FileTexts<'_> {
     /// The text in tokens; none if it is too short to enter.
     fn encode(&self, text: ProbeText) -> Result<Option<EncodedText>, DataError> {
-        let encoded = encode_text(&text.text, text.add_special, self.tokenizer)?;
+        let encoded = text.encode(self.tokenizer)?;
         let span = self.span.rows(&text, &encoded).map_err(|e| e.at(self.path.display().to_string()))?;
         let encoded = clip(encoded, Some(self.longest), self.exact);
         Ok(encoded.map(|encoded| {
@@ -38,6 +38,7 @@ impl FileTexts<'_> {
                 group: text.group,
                 ids: encoded.ids,
                 special: encoded.special,
+                types: encoded.types,
                 span: span.start.min(end)..span.end.min(end),
             }
         }))
@@ -81,10 +82,13 @@ pub fn scan(supply: &dyn TextSupply, lookup: usize, seed: u64) -> Result<Scan, S
         texts += 1;
         tokens += text.ids.len() as u64;
         let group = text.group.as_deref().map_or(u64::MAX, |group| group.len() as u64);
-        for number in [text.index, text.ids.len() as u64, text.span.start as u64, text.span.end as u64, group] {
+        let types = text.types.len() as u64;
+        let span = [text.span.start as u64, text.span.end as u64];
+        for number in [text.index, text.ids.len() as u64, types, group].into_iter().chain(span) {
             hasher.update(number.to_le_bytes());
         }
         text.ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+        text.types.iter().for_each(|of| hasher.update(of.to_le_bytes()));
         text.special.iter().for_each(|&special| hasher.update([u8::from(special)]));
         hasher.update(text.group.as_deref().unwrap_or_default());
         drawn.insert((priority(seed, text.index), text.index));
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
 
     fn text(index: u64, ids: &[u32]) -> EncodedText {
-        EncodedText { index, group: None, ids: ids.to_vec(), special: vec![false; ids.len()], span: 0..ids.len() }
+        EncodedText { index, group: None, ids: ids.to_vec(), special: vec![false; ids.len()], types: vec![], span: 0..ids.len() }
     }
 
     #[test]

@@ -89,7 +89,8 @@ pub(super) struct SimilarityArgs {
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// all, 0,4,8 or 2..10 (both ends). 0 is the embedding, 1..L the blocks; transformers' hidden_states[l]
-    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm.
+    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm, or layer L itself where a
+    /// model has no final norm (BERT).
     #[arg(long, default_value = "all")]
     layers: Layers,
     /// Draw depth as a share of each model's layers.

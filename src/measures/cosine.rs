@@ -113,6 +113,15 @@ impl CosineProbe {
         self
     }
 
+    /// For a model without a final norm: leaves that point out.
+    #[must_use]
+    pub fn without_final_norm(mut self) -> Self {
+        self.points.pop();
+        self.sums.pop();
+        self.wanted.pop();
+        self
+    }
+
     /// Announces the texts of the next batch: for each its special-token flags and the rows to measure.
     pub fn expect<'t>(&mut self, texts: impl IntoIterator<Item = (&'t [bool], std::ops::Range<usize>)>) {
         self.texts = texts.into_iter().map(|(special, span)| TextRows { special: special.to_vec(), span }).collect();

@@ -11,7 +11,7 @@ pub use files::{AdapterError, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
 use crate::data::Packed;
-use crate::model::{ModelError, Pass, Role, Transformer};
+use crate::model::{Embedded, ModelError, Pass, Role, Transformer};
 use crate::random::stream;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
@@ -165,15 +165,15 @@ pub struct PassState<'a> {
 }
 
 impl<'a> PassState<'a> {
-    /// Prepares a pass over `batch` whose layer 0 (and h0) is `embedded`, `[tokens, d]`.
+    /// Prepares a pass over `batch`, which is `embedded` so.
     pub(crate) fn new(
         pass: &Pass<'a>,
         model: &Transformer,
-        embedded: &Tensor,
+        embedded: &Embedded,
         batch: &Packed,
     ) -> Result<Self, ModelError> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
-            Some(config) => Some(InitialResidual::new(&config, model, embedded, batch)?),
+            Some(config) => Some(InitialResidual::new(&config, model, embedded.h0(config.h0_kind), batch)?),
             None => None,
         };
         #[cfg(test)]

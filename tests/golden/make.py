@@ -11,6 +11,7 @@ import torch
 from transformers.utils import logging
 
 from measures import write_measures
+from bert import write_bert, write_minilm
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from sites import write_sites
@@ -39,6 +40,8 @@ def main():
     write_sites(HERE / "sites", HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
     write_measures(HERE / "measures")
+    write_bert(HERE / "bert")
+    write_minilm(HERE / "minilm.json")
 
 
 if __name__ == "__main__":

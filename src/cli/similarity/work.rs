@@ -273,8 +273,8 @@ impl Work<'_> {
     }
 
     fn plan(&self, transformer: &Transformer) -> MeasurePlan {
-        let (args, depth) = (self.args, transformer.architecture().layers);
-        MeasurePlan::new(self.measures.to_vec(), &args.sites, &args.layers, depth, args.seed)
+        let args = self.args;
+        MeasurePlan::new(self.measures.to_vec(), &args.sites, &args.layers, transformer.architecture(), args.seed)
     }
 
     fn say_cost(&self, spec: &RunSpec, model: &LoadedModel, found: &Scan) {

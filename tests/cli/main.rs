@@ -7,6 +7,7 @@ mod bad_model;
 mod encoder;
 mod full_disk;
 mod inspect;
+mod measures;
 mod program;
 mod resume;
 mod similarity;

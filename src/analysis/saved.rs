@@ -75,6 +75,9 @@ impl Saver {
         if state.pass != PassNumber::Done && self.last.elapsed() < self.every {
             return Ok(());
         }
+        if let Some(folder) = self.path.parent() {
+            persist::create_folder(folder)?;
+        }
         write(&self.path, &self.fingerprint, state)?;
         self.last = Instant::now();
         Ok(())

@@ -7,6 +7,8 @@ use crate::measures::{
     AttentionMaps, EmbeddingTable, Measure, Need, Point, Real, Rows, Spectrum, TokenSet, attention_entropy,
     attention_entropy_normalised, dirichlet_attention, nearest_embedding,
 };
+use std::borrow::Cow;
+use std::cell::OnceCell;
 
 /// What a pass measures, beside what the plan says.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +57,13 @@ pub fn text_values<T: Real>(at: &TextAt<'_, T>, plan: &MeasurePlan, stage: Stage
     for (index, set) in TokenSet::ALL.into_iter().enumerate() {
         let Some(positions) = members.get(index) else { continue };
         let twin = members.iter().take(index).position(|other| other == positions);
-        let own = SetAt { at, set, positions, gathered: gather(at.states.values, at.states.width, positions) };
+        let own = SetAt { at, set, positions, gathered: OnceCell::new() };
         let mut spectra = Spectra::default();
         for (slot, &measure) in plan.measures.iter().enumerate() {
             let second = measure.second_pass();
-            // A set with the rows of an earlier one has its values, but for means of its own.
-            let known = twin.filter(|_| !second).and_then(|twin| values.get(slot * 3 + twin).copied());
+            // A set with the rows of an earlier one has its values, but where its corpus mean is another.
+            let known = twin.filter(|&twin| !second || same_means(at.point, twin, set, stage.means));
+            let known = known.and_then(|twin| values.get(slot * 3 + twin).copied());
             let value = match (known, second, stage.means, &sums) {
                 (Some(value), ..) => Some(value),
                 (None, true, Some(means), _) => own.moved(measure, means),
@@ -77,8 +80,14 @@ pub fn text_values<T: Real>(at: &TextAt<'_, T>, plan: &MeasurePlan, stage: Stage
     TextResult { values, sums }
 }
 
+/// Whether two token sets have the same corpus mean, as where every text's first token is its only special one.
+fn same_means(point: Point, twin: usize, set: TokenSet, means: Option<&RunMeans>) -> bool {
+    let of = |set: TokenSet| means.and_then(|means| means.get(point, set));
+    TokenSet::ALL.get(twin).is_some_and(|&twin| of(twin) == of(set))
+}
+
 /// The rows at `positions`, one after another; borrowed where they are all there are.
-pub(super) fn gather<'a, T: Real>(values: &'a [T], width: usize, positions: &[usize]) -> std::borrow::Cow<'a, [T]> {
+pub(super) fn gather<'a, T: Real>(values: &'a [T], width: usize, positions: &[usize]) -> Cow<'a, [T]> {
     let whole = positions.len() * width == values.len();
     if whole {
         return values.into();
@@ -92,7 +101,8 @@ struct SetAt<'a, T: Real> {
     at: &'a TextAt<'a, T>,
     set: TokenSet,
     positions: &'a [usize],
-    gathered: std::borrow::Cow<'a, [T]>,
+    /// Its rows, put together when a measure first asks.
+    gathered: OnceCell<Cow<'a, [T]>>,
 }
 
 /// The spectra of a set, made when a measure first asks.
@@ -104,7 +114,8 @@ struct Spectra {
 
 impl<T: Real> SetAt<'_, T> {
     fn rows(&self) -> Rows<'_, T> {
-        Rows::new(&self.gathered, self.at.states.width)
+        let States { values, width, .. } = self.at.states;
+        Rows::new(self.gathered.get_or_init(|| gather(values, width, self.positions)), width)
     }
 
     fn matrix(&self, measure: Measure, spectra: &mut Spectra) -> Option<f64> {

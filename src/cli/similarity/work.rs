@@ -17,7 +17,6 @@ use crate::hash;
 use crate::measures::{Class, Measure, Need};
 use crate::model::{Initialisation, LoadedModel, RandomWeights, Transformer};
 use crate::peft::{Peft, load_adapter};
-use crate::persist;
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 use indicatif::ProgressBar;
@@ -216,7 +215,6 @@ impl Work<'_> {
         };
         let passes = if plan.second_pass() && means.is_none() { 2 } else { 1 };
         let folder = args.out.join(PROGRESS);
-        persist::create_folder(&folder)?;
         let path = folder.join(format!("{}.safetensors", self.done));
         let points: Vec<String> = plan.points.iter().map(|p| format!("{} {}", p.site, p.layer)).collect();
         let names: Vec<&str> = plan.measures.iter().map(|m| m.name()).collect();

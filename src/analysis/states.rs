@@ -4,6 +4,7 @@
 //! `<site>_<layer>.safetensors`: `states` F32 `[tokens, d]`, the tokens of all texts one after another; `ids`
 //! U32 `[tokens]`; `offsets` I64 `[texts + 1]`, where each text begins. Rows are read a few texts at a time.
 
+use super::similarity::EncodedText;
 use crate::data::Packed;
 use crate::measures::Point;
 use crate::model::ModelError;
@@ -27,7 +28,7 @@ const MAX_LINE: u64 = 64 << 20;
 /// A text whose states are stored: a line of `tokens.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredText {
-    /// Its position in the input that it came from, from 0; no two texts have the same.
+    /// Its position in the input that it came from, from 0; larger than that of the text before it.
     pub text: u64,
     /// What each token stands for in the text.
     pub tokens: Vec<String>,
@@ -107,7 +108,7 @@ fn point_of(name: &str) -> Option<Point> {
     let (site, layer) = name.strip_suffix(".safetensors")?.rsplit_once('_')?;
     // "007" or "+7" would be a second name of a point.
     let layer = layer.parse::<usize>().ok().filter(|l| *l <= MAX_LAYER && l.to_string() == layer)?;
-    let site = [Site::Embedding, Site::Block, Site::FinalNorm].into_iter().find(|s| s.to_string() == site)?;
+    let site = site.parse::<Site>().ok().filter(|found| found.to_string() == site)?;
     ((site == Site::Embedding) == (layer == 0)).then_some(Point { site, layer })
 }
 
@@ -143,7 +144,7 @@ impl StoredStates {
             if path.extension().is_some_and(|extension| extension == "safetensors") {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let point = point_of(&name).ok_or_else(|| {
-                    let wanted = "expected embedding_0, block_<layer> or final_norm_<layer>";
+                    let wanted = "expected embedding_0, block_<layer>, final_norm_<layer> or another site";
                     format(path.display().to_string(), format!("the name gives no site and layer; {wanted}"))
                 })?;
                 files.push((point, path));
@@ -167,7 +168,8 @@ impl StoredStates {
         let Some((contents, _)) = first else {
             return Err(format(folder.display().to_string(), "no states here: no block_<layer>.safetensors"));
         };
-        let packed = Packed { ids: contents.ids.into(), offsets: contents.offsets.into() };
+        let (ids, offsets) = (contents.ids.into(), contents.offsets.into());
+        let packed = Packed { ids, offsets, types: Default::default() };
         Ok(Self { folder: folder.to_path_buf(), texts, packed, width: contents.width, files: points })
     }
 
@@ -175,6 +177,29 @@ impl StoredStates {
     #[must_use]
     pub fn texts(&self) -> &[StoredText] {
         &self.texts
+    }
+
+    /// The stored texts as the analyses take them.
+    #[must_use]
+    pub fn encoded(&self) -> Vec<EncodedText> {
+        let texts = self.texts.iter().enumerate();
+        texts
+            .map(|(place, text)| EncodedText {
+                index: text.text,
+                group: text.group.clone(),
+                ids: self.ids(place).to_vec(),
+                special: text.special.clone(),
+                types: Vec::new(),
+                span: text.rows(),
+            })
+            .collect()
+    }
+
+    /// What each token of a text stands for, by the text's position in the input; empty if there is no such text.
+    #[must_use]
+    pub fn tokens(&self, text: u64) -> &[String] {
+        let place = self.texts.binary_search_by_key(&text, |stored| stored.text);
+        place.ok().and_then(|place| self.texts.get(place)).map(|text| text.tokens.as_slice()).unwrap_or_default()
     }
 
     /// The token ids of a text, by its place; empty if there is none.
@@ -193,49 +218,51 @@ impl StoredStates {
         std::iter::once(self.folder.join(TOKENS_FILE)).chain(self.files.iter().map(|file| file.path.clone()))
     }
 
-    /// The deepest layer that is stored.
+    /// The width of a row.
     #[must_use]
-    pub fn depth(&self) -> usize {
-        self.files.iter().map(|file| file.point.layer).max().unwrap_or(0)
+    pub fn width(&self) -> usize {
+        self.width
     }
 
-    /// Shows the states of the texts at `places` to `probe`, point by point, as a forward pass over them would.
+    /// Shows the states of the texts, named by their position in the input, to `probe`, point by point, as a forward
+    /// pass over them would.
     ///
     /// # Errors
-    /// A file cannot be read, a value is not finite, or the probe refuses.
-    pub fn replay(&self, places: Range<usize>, probe: &mut dyn Probe) -> Result<(), StatesError> {
-        let places = places.start.min(self.texts.len())..places.end.min(self.texts.len());
-        let sequences: Vec<&[u32]> = places.clone().map(|place| self.ids(place)).collect();
+    /// A text is not stored, a file cannot be read, a value is not finite, or the probe refuses.
+    pub fn replay(&self, texts: &[u64], probe: &mut dyn Probe) -> Result<(), StatesError> {
+        let mut places = Vec::with_capacity(texts.len());
+        for text in texts {
+            let place = self.texts.binary_search_by_key(text, |stored| stored.text);
+            let none = |_| format(self.folder.display().to_string(), format!("holds no text {text}"));
+            places.push((*text, place.map_err(none)?));
+        }
+        let sequences: Vec<&[u32]> = places.iter().map(|(_, place)| self.ids(*place)).collect();
         let batch = Packed::from_sequences(&sequences);
-        let first = self.packed.rows(places.start).start;
-        for file in &self.files {
-            let values = self.rows(file, first, batch.ids.len())?;
-            let finite = |place: &usize| {
-                let rows = batch.rows(place - places.start);
-                let own = values.get(rows.start * self.width..rows.end * self.width).unwrap_or_default();
-                own.iter().all(|x| x.is_finite())
-            };
-            if let Some(text) = places.clone().find(|place| !finite(place)).and_then(|place| self.texts.get(place)) {
-                return Err(StatesError::NotFinite { file: file.path.display().to_string(), text: text.text });
+        for PointFile { point, path, start } in &self.files {
+            if !probe.wants(point.site, point.layer) {
+                continue;
             }
-            let states = Tensor::from_vec(values, (batch.ids.len(), self.width), &Device::Cpu);
-            probe.record(file.point.site, file.point.layer, &states.map_err(ModelError::from)?, &batch)?;
+            let mut file = File::open(path).map_err(read_error(path))?;
+            let mut states: Vec<f32> = Vec::with_capacity(batch.ids.len().saturating_mul(self.width));
+            for &(text, place) in &places {
+                let (rows, row) = (self.packed.rows(place), self.width as u64 * 4);
+                // The header was checked against the file's length: these products lie within it.
+                let bytes = read_at(&mut file, path, start + rows.start as u64 * row, rows.len() as u64 * row)?;
+                let own = values(&bytes, f32::from_le_bytes);
+                if own.iter().any(|x| !x.is_finite()) {
+                    return Err(StatesError::NotFinite { file: path.display().to_string(), text });
+                }
+                states.extend(own);
+            }
+            let states = Tensor::from_vec(states, (batch.ids.len(), self.width), &Device::Cpu);
+            probe.record(point.site, point.layer, &states.map_err(ModelError::from)?, &batch)?;
         }
         Ok(())
     }
-
-    /// `count` rows from row `first`.
-    fn rows(&self, file: &PointFile, first: usize, count: usize) -> Result<Vec<f32>, StatesError> {
-        let row = self.width as u64 * 4;
-        // The header was checked against the file's length: these products lie within it.
-        let bytes = read_at(&file.path, file.start + first as u64 * row, count as u64 * row)?;
-        Ok(values(&bytes, f32::from_le_bytes))
-    }
 }
 
-/// `bytes` bytes from `start`.
-fn read_at(path: &Path, start: u64, bytes: u64) -> Result<Vec<u8>, StatesError> {
-    let mut file = File::open(path).map_err(read_error(path))?;
+/// `bytes` bytes of a file from `start`.
+fn read_at(file: &mut File, path: &Path, start: u64, bytes: u64) -> Result<Vec<u8>, StatesError> {
     file.seek(SeekFrom::Start(start)).map_err(read_error(path))?;
     let mut found = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
     file.read_exact(&mut found).map_err(read_error(path))?;
@@ -257,7 +284,7 @@ struct Contents {
 impl Contents {
     fn read(path: &Path) -> Result<Self, StatesError> {
         // The header's reader speaks of weights: what the system refuses is said here.
-        File::open(path).map_err(read_error(path))?;
+        let mut file = File::open(path).map_err(read_error(path))?;
         let entries = weights_header::entries(path)?;
         let place = || path.display().to_string();
         let tensor = |name: &str, kind: &str, shape: &str| -> Result<&Entry, StatesError> {
@@ -285,14 +312,14 @@ impl Contents {
         if ids.shape != [tokens] {
             return Err(format(place(), format!("`ids` has the shape {:?} for {tokens} rows of states", ids.shape)));
         }
-        let starts: Vec<i64> = values(&read_at(path, offsets.start, offsets.bytes)?, i64::from_le_bytes);
+        let starts: Vec<i64> = values(&read_at(&mut file, path, offsets.start, offsets.bytes)?, i64::from_le_bytes);
         let starts: Vec<usize> = starts.into_iter().map(|start| usize::try_from(start).unwrap_or(usize::MAX)).collect();
         let ascending = starts.iter().zip(starts.iter().skip(1)).all(|(start, next)| start < next);
         if starts.first() != Some(&0) || starts.last() != Some(&tokens) || !ascending {
             let problem = format!("`offsets` does not rise from 0 to {tokens}, the number of rows");
             return Err(format(place(), problem));
         }
-        let ids = values(&read_at(path, ids.start, ids.bytes)?, u32::from_le_bytes);
+        let ids = values(&read_at(&mut file, path, ids.start, ids.bytes)?, u32::from_le_bytes);
         Ok(Self { start: states.start, width, ids, offsets: starts })
     }
 
@@ -328,7 +355,6 @@ impl Contents {
 fn read_texts(path: &Path) -> Result<Vec<StoredText>, StatesError> {
     let mut reader = BufReader::new(File::open(path).map_err(read_error(path))?);
     let mut texts: Vec<StoredText> = Vec::new();
-    let mut indices = std::collections::BTreeSet::new();
     for number in 1.. {
         let place = || format!("{}:{number}", path.display());
         let mut line = Vec::new();
@@ -349,8 +375,8 @@ fn read_texts(path: &Path) -> Result<Vec<StoredText>, StatesError> {
             Some(format!("{n} tokens, but not as many `offsets`"))
         } else if text.span.is_some_and(|(start, end)| start > end || end > n) {
             Some(format!("`span` does not lie within the {n} tokens"))
-        } else if !indices.insert(text.text) {
-            Some(format!("text {} came before", text.text))
+        } else if let Some(last) = texts.last().filter(|last| last.text >= text.text) {
+            Some(format!("text {} comes after text {}; put the texts in order", text.text, last.text))
         } else {
             None
         };

@@ -1,6 +1,5 @@
 //! Writing hidden states to files: a forward pass whose probe puts every row on the disk as it comes.
 
-use super::layers::Layers;
 use super::states::{StoredText, TOKENS_FILE, file_name};
 use crate::data::Packed;
 use crate::measures::Point;
@@ -86,6 +85,8 @@ pub struct SavedText {
     pub line: StoredText,
     /// Token ids, as many as the line has tokens.
     pub ids: Vec<u32>,
+    /// Token types; empty where all are 0.
+    pub types: Vec<u32>,
 }
 
 /// What is going to be written.
@@ -98,11 +99,11 @@ pub struct SavePlan {
 }
 
 impl SavePlan {
-    /// The plan for `texts` at those of the model's `points` that `layers` holds, rows being `width` wide.
+    /// The plan for `texts` at `points`, rows being `width` wide.
     #[must_use]
-    pub fn new(points: &[Point], layers: &Layers, texts: &[SavedText], width: usize) -> Self {
+    pub fn new(points: &[Point], texts: &[SavedText], width: usize) -> Self {
         Self {
-            points: points.iter().copied().filter(|point| layers.contains(*point)).collect(),
+            points: points.to_vec(),
             texts: texts.len() as u64,
             tokens: texts.iter().map(|text| text.ids.len() as u64).sum(),
             width: width as u64,
@@ -189,7 +190,8 @@ pub fn save_states(
         let mut writer = Writer::create(next, plan, texts)?;
         for group in texts.chunks(batch_size.max(1)) {
             let sequences: Vec<&[u32]> = group.iter().map(|text| text.ids.as_slice()).collect();
-            let batch = Packed::from_sequences(&sequences);
+            let types: Vec<&[u32]> = group.iter().map(|text| text.types.as_slice()).collect();
+            let batch = Packed::from_sequences(&sequences).with_types(&types);
             let ran = model.transformer.hidden_states(&batch, &pass, &mut writer);
             match (writer.failed.take(), ran) {
                 (Some(failed), _) => return Err(failed),
@@ -276,6 +278,10 @@ impl Probe for Writer {
             self.failed = Some(failed);
             ModelError::Tensor(candle_core::Error::Msg("states could not be written".to_owned()))
         })
+    }
+
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.files.contains_key(&(layer, site))
     }
 }
 

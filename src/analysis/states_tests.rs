@@ -12,7 +12,7 @@ fn saved(index: u64, ids: &[u32]) -> SavedText {
     let special = (0..ids.len()).map(|i| i == 0).collect();
     let offsets = Some((0..ids.len() as u64).map(|i| (i, i + 1)).collect());
     let line = StoredText { text: index, tokens, special, offsets, span: None, group: None };
-    SavedText { line, ids: ids.to_vec() }
+    SavedText { line, ids: ids.to_vec(), types: Vec::new() }
 }
 
 /// Three texts of the embedded model, saved at the layers given.
@@ -23,7 +23,8 @@ fn folder(layers: &Layers) -> (tempfile::TempDir, PathBuf, LoadedModel, Vec<Save
     texts[2].line.span = Some((1, 4));
     texts[2].line.group = Some("g".to_owned());
     let architecture = model.transformer.architecture();
-    let plan = SavePlan::new(&points(architecture.layers), layers, &texts, architecture.hidden_size);
+    let chosen: Vec<Point> = points(architecture.layers).into_iter().filter(|p| layers.contains(*p)).collect();
+    let plan = SavePlan::new(&chosen, &texts, architecture.hidden_size);
     let path = dir.path().join("new/states");
     plan.check(&path, false).unwrap();
     save_states("base", &model, None, &texts, &plan, 2, &path).unwrap();
@@ -52,12 +53,16 @@ fn what_is_replayed_is_what_the_model_showed() {
     let states = StoredStates::open(&path).unwrap();
     assert_eq!(states.texts(), texts.iter().map(|t| t.line.clone()).collect::<Vec<_>>());
     assert_eq!(states.texts()[2].rows(), 1..4);
-    assert_eq!(states.depth(), model.transformer.architecture().layers);
+    assert_eq!(states.width(), model.transformer.architecture().hidden_size);
+    assert_eq!(states.points().count(), model.transformer.architecture().layers + 2);
+    assert_eq!(states.encoded()[2].span, 1..4);
     let sequences: Vec<&[u32]> = texts[1..].iter().map(|t| t.ids.as_slice()).collect();
     let (mut shown, mut replayed) = (Kept::default(), Kept::default());
     let pass = crate::model::Pass::default();
     model.transformer.hidden_states(&Packed::from_sequences(&sequences), &pass, &mut shown).unwrap();
-    states.replay(1..3, &mut replayed).unwrap();
+    states.replay(&[2, 7], &mut replayed).unwrap();
+    let missing = states.replay(&[2, 3], &mut Kept::default()).unwrap_err().to_string();
+    assert!(missing.contains("holds no text 3"), "{missing}");
     assert_eq!(shown.0.len(), replayed.0.len());
     for (shown, replayed) in shown.0.iter().zip(&replayed.0) {
         assert_eq!((shown.0, shown.1, &shown.3), (replayed.0, replayed.1, &replayed.3));
@@ -77,12 +82,31 @@ fn only_the_layers_asked_for_are_written() {
 
 #[test]
 fn names_give_points() {
-    for (name, point) in [("embedding_0", Some((Site::Embedding, 0))), ("final_norm_6", Some((Site::FinalNorm, 6)))] {
+    let sites = [
+        ("embedding_0", Site::Embedding, 0),
+        ("block_1", Site::Block, 1),
+        ("head_3_12", Site::Head(3), 12),
+        ("after_attention_2", Site::AfterAttention, 2),
+        ("final_norm_6", Site::FinalNorm, 6),
+    ];
+    for (name, site, layer) in sites {
+        let point = Some((site, layer));
         let found = point_of(&format!("{name}.safetensors"));
         assert_eq!(found.map(|p| (p.site, p.layer)), point);
         assert_eq!(found.map(file_name), Some(format!("{name}.safetensors")));
     }
-    for name in ["block_0", "block_01", "block_+1", "block_-1", "block_99999", "embedding_1", "model", "head_1", "_1"] {
+    for name in [
+        "block_0",
+        "block_01",
+        "block_+1",
+        "block_-1",
+        "block_99999",
+        "embedding_1",
+        "model",
+        "head_1",
+        "head_+1_2",
+        "_1",
+    ] {
         assert_eq!(point_of(&format!("{name}.safetensors")), None, "{name}");
     }
 }
@@ -126,7 +150,7 @@ fn spoiled(spoil: impl Fn(&Path)) -> String {
         states_of(&dir.path().join(format!("{name}.safetensors")), &STATES, 2, &[7, 8, 9], &[0, 2, 3]);
     }
     spoil(dir.path());
-    let read = StoredStates::open(dir.path()).and_then(|states| states.replay(0..2, &mut Kept::default()));
+    let read = StoredStates::open(dir.path()).and_then(|states| states.replay(&[3, 4], &mut Kept::default()));
     let error = read.err().map_or_else(|| "none".to_owned(), |e| e.to_string());
     assert!(!error.contains('\n'), "{error}");
     error.replace(&format!("{}/", dir.path().display()), "")
@@ -159,7 +183,7 @@ fn what_is_wrong_is_said() {
             Box::new(lines("{\"text\":3,\"tokens\":[\"a\"],\"special\":[true],\"offsets\":[]}")),
         ),
         (
-            "tokens.jsonl:3: text 3 came before",
+            "tokens.jsonl:3: text 3 comes after text 4",
             Box::new(|dir| {
                 let twice = format!("{LINES}{}\n", LINES.lines().next().unwrap());
                 fs::write(dir.join(TOKENS_FILE), twice).unwrap();
@@ -234,7 +258,7 @@ fn what_is_wrong_is_said() {
 fn a_size_beyond_reason_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let texts = vec![saved(0, &[1; 1000])];
-    let plan = |width: usize| SavePlan::new(&points(3), &Layers::All, &texts, width);
+    let plan = |width: usize| SavePlan::new(&points(3), &texts, width);
     assert_eq!(plan(100).bytes(), 5 * (1000 * 101 * 4 + 16));
     assert!(plan(100).describe().ends_with("5 files of 1000 tokens (1 texts) × 100 values in f32: 2.0 MB"));
     let error = plan(usize::MAX >> 20).check(&dir.path().join("a/b"), true).unwrap_err().to_string();

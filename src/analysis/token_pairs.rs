@@ -3,24 +3,25 @@
 //! One forward pass gives all that is asked for. Each text is measured alone and folded in its order; what is
 //! kept of it is a few numbers a layer, and the matrix of a heat map.
 
+use super::chunks::TextSupply;
 use super::distance::{DistanceBand, DistanceCosine, distance_cosines};
 use super::heatmap::{self, CosineMatrix};
 use super::layers::Layers;
-use super::similarity::EncodedText;
+use super::similarity::{EncodedText, SimilarityError, StateSource};
 use super::states::StatesError;
 use super::token_classes::{ClassCosine, ClassPair, TokenClass, class_cosines};
-use super::token_text::{TokenTexts, visible};
+use super::token_text::visible;
 use super::unit_rows::UnitRows;
 use crate::data::Packed;
 use crate::measures::Point;
-use crate::model::{LoadedModel, ModelError, Pass};
+use crate::model::{ModelError, Pass};
 use crate::peft::Peft;
 use crate::probe::{Probe, Site};
 use crate::report::{DistanceRow, TokenClassRow};
 use crate::statistics::{self, StatisticsError};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What is asked for.
@@ -87,6 +88,9 @@ pub enum PairError {
         /// Why.
         source: StatesError,
     },
+    /// A text cannot be read.
+    #[error(transparent)]
+    Text(#[from] SimilarityError),
     /// A mean cannot be computed.
     #[error(transparent)]
     Statistics(#[from] StatisticsError),
@@ -114,10 +118,16 @@ impl PairRequest {
     }
 
     /// How many pairs of tokens the similarity against distance forms at each layer.
-    #[must_use]
-    pub fn distance_pairs(&self, texts: &[EncodedText]) -> u64 {
-        let pairs = |text: &EncodedText| text.span.len() as u64 * (text.span.len() as u64).saturating_sub(1) / 2;
-        texts.iter().take(self.distance_texts.unwrap_or(0)).map(pairs).sum()
+    ///
+    /// # Errors
+    /// A text cannot be read.
+    pub fn distance_pairs(&self, texts: &dyn TextSupply) -> Result<u64, SimilarityError> {
+        let mut pairs = 0;
+        for text in texts.open()?.take(self.distance_texts.unwrap_or(0)) {
+            let n = text?.span.len() as u64;
+            pairs += n * n.saturating_sub(1) / 2;
+        }
+        Ok(pairs)
     }
 
     /// Whether one of the analyses needs the text at `place` (from 0) among those that are measured.
@@ -136,20 +146,25 @@ impl PairRequest {
     /// Refuses a heat map of a text that is not there, or too long.
     ///
     /// # Errors
-    /// As said.
-    pub fn check(&self, texts: &[EncodedText]) -> Result<(), PairError> {
-        for &text in self.heatmap.iter().flat_map(|request| &request.texts) {
-            let found = texts.iter().find(|t| t.index == text).ok_or_else(|| PairError::NoSuchText {
-                text,
-                measured: texts.len(),
-                first: texts.first().map_or(0, |t| t.index),
-                last: texts.last().map_or(0, |t| t.index),
-            })?;
-            if found.span.len() > heatmap::LONGEST {
-                return Err(PairError::TooLong { text, tokens: found.span.len(), longest: heatmap::LONGEST });
+    /// As said, or a text cannot be read.
+    pub fn check(&self, texts: &dyn TextSupply) -> Result<(), PairError> {
+        let mut wanted: BTreeSet<u64> = self.heatmap.iter().flat_map(|request| request.texts.iter().copied()).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (mut measured, mut first, mut last) = (0, None, 0);
+        for text in texts.open()? {
+            let text = text?;
+            (measured, first, last) = (measured + 1, first.or(Some(text.index)), text.index);
+            if wanted.remove(&text.index) && text.span.len() > heatmap::LONGEST {
+                let (text, tokens) = (text.index, text.span.len());
+                return Err(PairError::TooLong { text, tokens, longest: heatmap::LONGEST });
             }
         }
-        Ok(())
+        match wanted.pop_first() {
+            Some(text) => Err(PairError::NoSuchText { text, measured, first: first.unwrap_or(0), last }),
+            None => Ok(()),
+        }
     }
 
     /// The text at `place` (from 0) among those that are measured, with the decoded text of each of its tokens.
@@ -300,42 +315,54 @@ pub struct RunPairs {
     pub matrices: Vec<CosineMatrix>,
 }
 
-/// Measures the pairs of one run in a forward pass over the texts that are needed. `tick` hears how many texts
-/// each batch held.
+/// Measures the pairs of one run in a forward pass over the texts that are needed, `batch_size` at a time.
+/// `decode` gives the text of every token of a text.
 ///
 /// # Errors
-/// A heat map is asked of a text that is not there or too long, a hidden state is not finite, or the model cannot
-/// be run.
-#[expect(clippy::too_many_arguments, reason = "as the similarity run beside it")]
+/// A text cannot be read, a hidden state is not finite, or the model cannot be run.
 pub fn measure_pairs(
     run: &str,
-    model: &LoadedModel,
-    peft: Option<&Peft>,
-    texts: &[EncodedText],
+    source: StateSource<'_>,
+    texts: &dyn TextSupply,
+    decode: &mut dyn FnMut(&EncodedText) -> Vec<String>,
     layers: &Layers,
     request: &PairRequest,
     batch_size: usize,
-    tick: &mut dyn FnMut(usize),
 ) -> Result<RunPairs, PairError> {
-    request.check(texts)?;
-    let frozen = peft.map(Peft::frozen);
-    let pass = Pass::inference(frozen.as_ref());
-    let mut decoder = TokenTexts::new(&model.tokenizer);
+    let failed = |source| PairError::Run { run: run.to_owned(), source };
+    let frozen = source.model().and_then(|model| model.peft).map(Peft::frozen);
     let mut probe = PairProbe::new(request, layers);
-    let needed: Vec<(usize, &EncodedText)> =
-        texts.iter().enumerate().filter(|(place, text)| request.needs(*place, text.index)).collect();
-    for group in needed.chunks(batch_size.max(1)) {
-        let sequences: Vec<&[u32]> = group.iter().map(|(_, text)| text.ids.as_slice()).collect();
-        let announced = group.iter().map(|(place, text)| {
-            let decoded: Vec<String> = text.ids.iter().map(|&id| decoder.text(id)).collect();
-            request.text(*place, text, &decoded)
-        });
-        probe.expect(announced.collect());
-        model
-            .transformer
-            .hidden_states(&Packed::from_sequences(&sequences), &pass, &mut probe)
-            .map_err(|source| PairError::Run { run: run.to_owned(), source })?;
-        tick(group.len());
+    let mut measure = |batch: &[(usize, EncodedText)]| -> Result<(), PairError> {
+        probe.expect(batch.iter().map(|(place, text)| request.text(*place, text, &decode(text))).collect());
+        match source {
+            StateSource::Model(model) => {
+                let sequences: Vec<&[u32]> = batch.iter().map(|(_, text)| text.ids.as_slice()).collect();
+                let types: Vec<&[u32]> = batch.iter().map(|(_, text)| text.types.as_slice()).collect();
+                let packed = Packed::from_sequences(&sequences).with_types(&types);
+                let pass = Pass::inference(frozen.as_ref());
+                model.transformer.hidden_states(&packed, &pass, &mut probe).map_err(failed)?;
+            }
+            StateSource::Stored(states) => {
+                let indices: Vec<u64> = batch.iter().map(|(_, text)| text.index).collect();
+                let run = run.to_owned();
+                states.replay(&indices, &mut probe).map_err(|source| PairError::States { run, source })?;
+            }
+        }
+        Ok(())
+    };
+    let mut batch: Vec<(usize, EncodedText)> = Vec::new();
+    for (place, text) in texts.open()?.enumerate() {
+        let text = text?;
+        if request.needs(place, text.index) {
+            batch.push((place, text));
+        }
+        if batch.len() >= batch_size.max(1) {
+            measure(&batch)?;
+            batch.clear();
+        }
+    }
+    if !batch.is_empty() {
+        measure(&batch)?;
     }
     Ok(probe.finish(run))
 }
@@ -400,7 +427,7 @@ mod tests {
 
     fn text(index: u64, n: usize) -> EncodedText {
         let special = (0..n).map(|i| i == 0).collect();
-        EncodedText { index, group: None, ids: (0..n as u32).collect(), special, offsets: Vec::new(), span: 0..n }
+        EncodedText { index, group: None, ids: (0..n as u32).collect(), special, types: Vec::new(), span: 0..n }
     }
 
     fn words(n: usize) -> Vec<String> {
@@ -455,7 +482,7 @@ mod tests {
         assert!((matrix.cosines[1].unwrap() - 0.6).abs() < 1e-12);
         let run = measured(&request, &Layers::All, &STATES).unwrap();
         assert_eq!(distance_rows(&[run]).unwrap()[0].texts, 1, "the first text alone");
-        assert_eq!(request.distance_pairs(&[text(0, 5), text(1, 9)]), 10);
+        assert_eq!(request.distance_pairs(&vec![text(0, 5), text(1, 9)]).unwrap(), 10);
     }
 
     #[test]
@@ -467,7 +494,7 @@ mod tests {
         assert!(error.starts_with("text 7: a hidden state is not finite at block layer 1"), "{error}");
         let asks = |texts: Vec<u64>| {
             let heatmap = Some(HeatMapRequest { layers: Layers::All, texts });
-            PairRequest { heatmap, ..PairRequest::default() }.check(&[text(3, 4), text(5, 1025)])
+            PairRequest { heatmap, ..PairRequest::default() }.check(&vec![text(3, 4), text(5, 1025)])
         };
         assert!(asks(vec![3]).is_ok());
         let error = asks(vec![3, 4]).unwrap_err().to_string();

@@ -1,27 +1,26 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
-use super::states::StatesSpec;
-use super::{open, progress, states, token_pairs};
+mod figures;
+mod work;
+
+use super::{open, states, token_pairs};
+use crate::analysis::baselines::Baseline;
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
+use crate::analysis::plan::{LOOKUP_TEXTS, Sites};
+use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
-use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
-use crate::analysis::states::StoredStates;
-use crate::analysis::stored_run;
-use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
-use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
+use crate::analysis::tables;
+use crate::data::Span;
 use crate::hash;
-use crate::model::LoadedModel;
-use crate::peft::load_adapter;
+use crate::measures::{Measure, parse_measures};
 use crate::persist;
-use crate::report::{
-    self, CurveOptions, Depth, Shown, SimilarityRow, Width, per_text_frame, similarity_chart, similarity_frame,
-};
+use crate::report::{self, SimilarityRow, per_text_frame, similarity_frame};
 use crate::train::DtypeName;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
-use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use serde_json::json;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(super) struct SimilarityArgs {
@@ -65,26 +64,51 @@ pub(super) struct SimilarityArgs {
     /// Only the first N texts.
     #[arg(long, value_name = "N", requires = "texts")]
     limit: Option<usize>,
-    /// Texts that run through the model together; changes speed, not results.
+    /// Names and classes of measures: all, streaming, matrix, lookup, or cosine,effective_rank,…
+    #[arg(long, value_name = "LIST", default_value = "cosine,cosine_centred")]
+    measures: String,
+    /// Where in the model: usual (embedding, blocks, final norm), all, or names such as
+    /// attention,feed_forward,after_attention,head_0. Sites inside a block cost their own computation.
+    #[arg(long, value_name = "LIST", default_value = "usual")]
+    sites: Sites,
+    /// Texts, drawn by --seed, that the lookup measures are taken of: they cost far more than the others.
+    #[arg(long, value_name = "N", default_value_t = LOOKUP_TEXTS)]
+    lookup_texts: usize,
+    /// Corpus means of an earlier run (its means.safetensors): centres on them, and saves the second pass.
+    #[arg(long, value_name = "FILE")]
+    means: Option<PathBuf>,
+    /// Null baselines of every run, drawn grey: texts (tokens of different texts), untrained (the same
+    /// architecture, random weights), shuffled (token order).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "texts")]
+    baselines: Vec<Baseline>,
+    /// Check the numbers on N drawn texts: alone against in a batch, f64 against the compute type, all pairs
+    /// against the one sweep. The largest deviations go into manifest.json and below the figures.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", requires = "texts")]
+    audit: Option<usize>,
+    /// Texts that run through the model together; bounds memory, changes no result.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// all, 0,4,8 or 2..10 (both ends). 0 is the embedding, 1..L the blocks; transformers' hidden_states[l]
-    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm.
+    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm, or layer L itself where a
+    /// model has no final norm (BERT).
     #[arg(long, default_value = "all")]
     layers: Layers,
     /// Draw depth as a share of each model's layers.
     #[arg(long)]
     relative: bool,
-    /// Seed of the bootstrap.
+    /// Seed of the bootstrap, of samples and of baselines.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Seconds between two saves of unfinished work; the same command goes on from the last.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    save_every: u64,
     /// What is computed in.
     #[arg(long, default_value = "f32", requires = "texts")]
     dtype: DtypeName,
     /// auto or cpu.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet and manifest.json.
+    /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet, means.safetensors and manifest.json.
     #[arg(long, default_value = "similarity")]
     out: PathBuf,
     #[command(flatten)]
@@ -95,11 +119,11 @@ pub(super) struct SimilarityArgs {
 
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
-    let request = args.pairs.request(args.states.save_states.is_some())?;
+    let measures = parse_measures(&args.measures).map_err(|e| anyhow!("--measures: {e}"))?;
     let specs = run_specs(args)?;
     let stored = args.states.specs()?;
-    let names: Vec<&str> =
-        specs.iter().map(|s| s.name.as_str()).chain(stored.iter().map(|s| s.name.as_str())).collect();
+    let names = specs.iter().map(|s| s.name.as_str()).chain(stored.iter().map(|s| s.name.as_str()));
+    let names: Vec<&str> = names.collect();
     check_names(&names)?;
     let reference = match &args.reference {
         None => 0,
@@ -108,41 +132,55 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
             .position(|n| n == name)
             .ok_or_else(|| anyhow!("--reference {name}: no such run; there are {}", names.join(", ")))?,
     };
+    let asked = args.measures.split(',').any(|name| name.trim() == Measure::CkaBase.name());
+    ensure!(
+        !asked || specs.len() > 1,
+        "--measures cka_base compares a run with the reference run; add an --adapter or a --run"
+    );
     // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
-    let texts = args.texts.as_ref().filter(|_| !specs.is_empty());
+    let texts = args.texts.as_ref();
     let texts_sha256 =
         texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
-    let mut measured = measure(args, &specs, &request, quiet)?;
-    measure_stored(args, &stored, &request, &mut measured)?;
-    let Measured { runs, pairs, described } = measured;
+    let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
-    let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
+    let rows = tables::similarity_rows(&done.runs, &done.references, args.seed)?;
     report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
-    let per_text = similarity::per_text_rows(&runs, &args.layers);
-    report::write_parquet(&args.out.join("per_text.parquet"), &mut per_text_frame(&per_text)?)?;
-    draw(args, &rows)?;
-    token_pairs::write(&args.out, &request, &pairs)?;
+    report::write_parquet(
+        &args.out.join("per_text.parquet"),
+        &mut per_text_frame(&tables::per_text_rows(&done.runs))?,
+    )?;
+    if !done.means.is_empty() {
+        done.means.write(&args.out.join("means.safetensors"))?;
+    }
+    figures::draw(args, &measures, &rows, done.audit.as_ref())?;
+    if let Some(audit) = &done.audit {
+        manifest.set("audit", audit.json());
+    }
+    token_pairs::write(&args.out, &done.request, &done.pairs)?;
+    if !done.request.is_empty() {
+        manifest.set("token_pairs", args.pairs.describe());
+    }
+    let measured: Vec<&str> = measures.iter().map(|m| m.name()).collect();
     manifest
-        .set("runs", described)
+        .set("runs", done.described)
         .set("reference", names.get(reference).copied().unwrap_or_default())
+        .set("measures", measured)
         .set("texts", texts.map(|texts| texts.display().to_string()))
         .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
         .set("device", "cpu")
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());
-    if !request.is_empty() {
-        manifest.set("token_pairs", args.pairs.describe());
-    }
     manifest.write(&args.out)?;
-    print_table(&rows, &runs);
-    eprintln_unless(quiet, &format!("wrote {}", args.out.display()));
+    work::remove_progress(&args.out)?;
+    print_table(&rows, &done.runs);
+    say_unless(quiet, &format!("wrote {}", args.out.display()));
     Ok(())
 }
 
-fn eprintln_unless(quiet: bool, line: &str) {
+fn say_unless(quiet: bool, line: &str) {
     if !quiet {
         eprintln!("{line}");
     }
@@ -179,198 +217,30 @@ fn check_names(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Measures the runs whose states are in files, after those of models.
-fn measure_stored(
-    args: &SimilarityArgs,
-    specs: &[StatesSpec],
-    request: &PairRequest,
-    measured: &mut Measured,
-) -> Result<()> {
-    for spec in specs {
-        let states = StoredStates::open(&spec.folder)?;
-        let folder = spec.folder.display().to_string();
-        stored_run::check_layers(&states, &args.layers, "--layers", &folder).map_err(|e| anyhow!(e))?;
-        if let Some(layers) = &args.pairs.heatmap {
-            stored_run::check_layers(&states, layers, "--heatmap", &folder).map_err(|e| anyhow!(e))?;
-        }
-        let (name, layers) = (spec.name.as_str(), &args.layers);
-        let found = stored_run::measure_stored(name, &states, layers, args.batch_size, &mut |_| {})?;
-        if let Some(first) = measured.runs.first() {
-            let same = found.texts.iter().map(|t| t.0).eq(first.texts.iter().map(|t| t.0));
-            ensure!(same, "{name} and {} hold different texts; measure them one by one", first.run);
-        }
-        measured.runs.push(found);
-        if !request.is_empty() {
-            let found = stored_run::measure_stored_pairs(name, &states, layers, request, args.batch_size)?;
-            measured.pairs.push(found);
-        }
-        measured.described.push(states::describe(spec, &states)?);
-    }
-    Ok(())
-}
-
-/// The model that the last run used, with the texts in its tokens.
-struct Current<'s> {
-    key: (&'s str, Option<&'s str>),
-    model: LoadedModel,
-    texts: Vec<EncodedText>,
-}
-
-/// What the runs gave, in their order.
-#[derive(Default)]
-struct Measured {
-    runs: Vec<RunValues>,
-    pairs: Vec<RunPairs>,
-    described: Vec<Value>,
-}
-
-fn measure(args: &SimilarityArgs, specs: &[RunSpec], request: &PairRequest, quiet: bool) -> Result<Measured> {
-    let device = open::device(&args.device)?;
-    let mut measured = Measured::default();
-    let say = |line: &str| eprintln_unless(quiet, line);
-    // Runs of the same model, which mostly follow each other, load it once.
-    let mut current: Option<Current<'_>> = None;
-    let bar = progress::bar(0, "texts", quiet);
-    for spec in specs {
-        bar.set_prefix(spec.name.clone());
-        let key = (spec.model.as_str(), spec.revision.as_deref());
-        let (model, encoded) = match current.take() {
-            Some(current) if current.key == key => (current.model, current.texts),
-            _ => {
-                let model = open::model(&spec.model, spec.revision.as_deref(), args.dtype.into(), &device)?;
-                let depth = model.transformer.architecture().layers;
-                args.layers.check(depth, &spec.model).map_err(|e| anyhow!(e))?;
-                args.pairs.check(depth, &spec.model)?;
-                let encoded = encode(args, &model)?;
-                request.check(&encoded)?;
-                (model, encoded)
-            }
-        };
-        let peft = match &spec.adapter {
-            Some(folder) => Some(load_adapter(folder, &model.transformer)?),
-            None => None,
-        };
-        bar.inc_length(2 * encoded.len() as u64);
-        let mut tick = |n: usize| bar.inc(n as u64);
-        let (name, peft, batch) = (spec.name.as_str(), peft.as_ref(), args.batch_size);
-        let (alone, most) = (specs.len() == 1, args.pairs.max_texts());
-        args.states.save(name, alone, &model, peft, &encoded, &args.layers, most, batch, &say)?;
-        let found = similarity::measure_run(name, &model, peft, &encoded, &args.layers, batch, &mut tick)?;
-        measured.runs.push(found);
-        if !request.is_empty() {
-            let pairs = request.distance_pairs(&encoded);
-            if pairs > 0 {
-                say(&format!("{name}: {pairs} pairs of tokens at each layer for --distance"));
-            }
-            let found = measure_pairs(name, &model, peft, &encoded, &args.layers, request, batch, &mut |_| {})?;
-            measured.pairs.push(found);
-        }
-        measured.described.push(describe(spec, &model, encoded.len())?);
-        current = Some(Current { key, model, texts: encoded });
-    }
-    bar.finish_and_clear();
-    Ok(measured)
-}
-
-fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> {
-    let adapter = match &spec.adapter {
-        Some(folder) => {
-            let weights = folder.join("adapter_model.safetensors");
-            let sha = hash::sha256_file(&weights).with_context(|| open::unreadable(&weights))?;
-            json!({"folder": folder.display().to_string(), "sha256": sha})
-        }
-        None => Value::Null,
-    };
-    Ok(json!({
-        "name": spec.name,
-        "model": spec.model,
-        "revision": spec.revision,
-        "model_sha256": model.hashes()?,
-        "tokenizer_sha256": model.tokenizer.sha256(),
-        "adapter": adapter,
-        "texts_measured": texts,
-    }))
-}
-
-fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
-    let path = args.texts.as_deref().context("--texts is missing")?;
-    let tokenizer: &dyn Tokenize = &model.tokenizer;
-    let content = match &args.template {
-        Some(template) => Content::Record(Template::parse(template)?),
-        None => Content::Field(args.field.clone()),
-    };
-    let chat = match tokenizer.chat_template() {
-        Some(_) => Some(ChatTemplate::of(tokenizer)?),
-        None => None,
-    };
-    let options = TextOptions { content, group_by: args.group_by.clone(), chat };
-    let context = model.transformer.architecture().max_positions;
-    let longest = args.max_tokens.map_or(context, |n| n.min(context));
-    let limit = args.limit.unwrap_or(usize::MAX);
-    let mut all = Vec::new();
-    for text in TextSource::open(path, options)?.take(limit) {
-        let text = text?;
-        let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
-        let span = args.span.rows(&text, &encoded).map_err(|e| e.at(path.display().to_string()))?;
-        if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
-            let end = encoded.ids.len();
-            all.push(EncodedText {
-                index: text.index as u64,
-                group: text.group,
-                offsets: states::characters(&text.text, &encoded.offsets),
-                ids: encoded.ids,
-                special: encoded.special,
-                span: span.start.min(end)..span.end.min(end),
-            });
-        }
-    }
-    let what =
-        args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
-    ensure!(!all.is_empty(), "{}: {what}", path.display());
-    Ok(all)
-}
-
-fn draw(args: &SimilarityArgs, rows: &[SimilarityRow]) -> Result<()> {
-    let options = CurveOptions {
-        title: "Token similarity over the layers".to_owned(),
-        panels: vec![("cosine".to_owned(), "all".to_owned()), ("cosine_centred".to_owned(), "no_first".to_owned())],
-        depth: if args.relative { Depth::Relative } else { Depth::Layers },
-        shown: Shown::Mean,
-        width: Width::TwoColumn,
-    };
-    write_chart(&args.out, "similarity", &similarity_chart(rows, &options))
-}
-
-/// Writes a chart as PNG and SVG.
-pub(super) fn write_chart(folder: &Path, stem: &str, chart: &report::Chart) -> Result<()> {
-    persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
-    persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
-    Ok(())
-}
-
-/// The mean cosine of every run, a line a layer.
+/// The means of every run for the first measure that was asked for, a line a layer and site.
 fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
-    let shown: Vec<&SimilarityRow> = rows
-        .iter()
-        .filter(|r| r.group.is_none() && r.measure == CosineForm::Plain.name() && r.tokens == "all")
-        .collect();
-    let mut points: Vec<(u32, &str)> = shown.iter().map(|r| (r.layer, r.site.as_str())).collect();
-    points.dedup();
-    let mut seen = Vec::new();
-    points.retain(|point| {
-        if seen.contains(point) {
-            false
-        } else {
-            seen.push(*point);
-            true
+    let Some(measure) = rows.first().map(|row| row.measure.clone()) else { return };
+    let shown: Vec<&SimilarityRow> =
+        rows.iter().filter(|r| r.group.is_none() && r.measure == measure && r.tokens == "all").collect();
+    let mut points: Vec<(u32, &str)> = Vec::new();
+    for row in &shown {
+        let point = (row.layer, row.site.as_str());
+        if !points.contains(&point) {
+            points.push(point);
         }
-    });
-    say!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
+    }
+    let wide = runs.iter().map(|run| run.run.chars().count()).max().unwrap_or(0).max(10) + 2;
+    let site_wide = points.iter().map(|(_, site)| site.len()).max().unwrap_or(0).max(10);
+    let heads = runs.iter().map(|run| format!("{:>wide$}", run.run)).collect::<String>();
+    if measure != Measure::Cosine.name() {
+        say!("{measure}, all tokens");
+    }
+    say!("{:>5}  {:<site_wide$}  {heads}", "layer", "site");
     for (layer, site) in points {
         let values = runs.iter().map(|run| {
             let row = shown.iter().find(|r| r.run == run.run && r.layer == layer && r.site == site);
-            row.and_then(|r| r.mean).map_or_else(|| format!("{:>12}", "-"), |mean| format!("{mean:>12.4}"))
+            row.and_then(|r| r.mean).map_or_else(|| format!("{:>wide$}", "-"), |mean| format!("{mean:>wide$.4}"))
         });
-        say!("{layer:>5}  {site:<10}  {}", values.collect::<String>());
+        say!("{layer:>5}  {site:<site_wide$}  {}", values.collect::<String>());
     }
 }

@@ -2,17 +2,18 @@
 
 use super::token_pairs::file_name;
 use crate::analysis::layers::Layers;
-use crate::analysis::similarity::EncodedText;
 use crate::analysis::states::{StoredStates, StoredText};
 use crate::analysis::states_save::{SavePlan, SavedText, save_states};
+use crate::analysis::texts::{FileTexts, Located};
 use crate::analysis::token_text::TokenTexts;
 use crate::hash;
-use crate::measures;
+use crate::measures::Point;
 use crate::model::LoadedModel;
 use crate::peft::Peft;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -54,43 +55,61 @@ impl StatesArgs {
         self.states.iter().map(spec).collect()
     }
 
-    /// Saves the first `most` texts of a run, if that is asked for; `alone` says that there is no other run.
-    #[expect(clippy::too_many_arguments, reason = "what a run is, and what of it is saved")]
+    /// Saves the first `most` texts of a run at `points`, if that is asked for.
     pub(super) fn save(
         &self,
-        run: &str,
-        alone: bool,
-        model: &LoadedModel,
-        peft: Option<&Peft>,
-        texts: &[EncodedText],
-        layers: &Layers,
+        run: &SavedRun<'_>,
+        texts: &FileTexts<'_>,
+        points: &[Point],
         most: usize,
         batch_size: usize,
         say: &dyn Fn(&str),
     ) -> Result<()> {
         let Some(folder) = &self.save_states else { return Ok(()) };
-        let folder = if alone { folder.clone() } else { folder.join(file_name(run)) };
-        let mut decoder = TokenTexts::new(&model.tokenizer);
-        let texts: Vec<SavedText> = texts.iter().take(most).map(|text| saved(text, &mut decoder)).collect();
-        let architecture = model.transformer.architecture();
-        let plan = SavePlan::new(&measures::points(architecture.layers), layers, &texts, architecture.hidden_size);
-        say(&format!("{run}: saving states: {}", plan.describe()));
+        let folder = if run.alone { folder.clone() } else { folder.join(file_name(run.name)) };
+        let mut decoder = TokenTexts::new(&run.model.tokenizer);
+        let located = texts.located()?.take(most);
+        let texts = located.map(|text| text.map(|text| saved(text, &mut decoder))).collect::<Result<Vec<_>, _>>()?;
+        let plan = SavePlan::new(points, &texts, run.model.transformer.architecture().hidden_size);
+        say(&format!("{}: saving states: {}", run.name, plan.describe()));
         plan.check(&folder, self.force)?;
-        Ok(save_states(run, model, peft, &texts, &plan, batch_size, &folder)?)
+        Ok(save_states(run.name, run.model, run.peft, &texts, &plan, batch_size, &folder)?)
     }
 }
 
-fn saved(text: &EncodedText, decoder: &mut TokenTexts<'_>) -> SavedText {
+/// A run whose states are saved.
+pub(super) struct SavedRun<'a> {
+    pub(super) name: &'a str,
+    /// Whether there is no other.
+    pub(super) alone: bool,
+    pub(super) model: &'a LoadedModel,
+    pub(super) peft: Option<&'a Peft>,
+}
+
+fn saved((text, offsets): Located, decoder: &mut TokenTexts<'_>) -> SavedText {
     let whole = text.span == (0..text.ids.len());
     let line = StoredText {
         text: text.index,
         tokens: text.ids.iter().map(|&id| decoder.text(id)).collect(),
-        special: text.special.clone(),
-        offsets: (!text.offsets.is_empty()).then(|| text.offsets.clone()),
+        special: text.special,
+        offsets,
         span: (!whole).then_some((text.span.start, text.span.end)),
-        group: text.group.clone(),
+        group: text.group,
     };
-    SavedText { line, ids: text.ids.clone() }
+    SavedText { line, ids: text.ids, types: text.types }
+}
+
+/// Refuses a layer that is asked for by name (with the option `option`) and not stored.
+pub(super) fn check_layers(states: &StoredStates, layers: &Layers, option: &str, folder: &str) -> Result<()> {
+    let Layers::Some(list) = layers else { return Ok(()) };
+    let stored: BTreeSet<usize> = states.points().map(|point| point.layer).collect();
+    match list.iter().find(|layer| !stored.contains(layer)) {
+        Some(layer) => {
+            let there: Vec<String> = stored.iter().map(usize::to_string).collect();
+            bail!("{option} {layer}: {folder} holds states of layers {}; choose among those", there.join(", "))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What the manifest says of a run of stored states.
@@ -101,37 +120,12 @@ pub(super) fn describe(spec: &StatesSpec, states: &StoredStates) -> Result<Value
         let digest = hash::sha256_file(&path).with_context(|| super::open::unreadable(&path))?;
         hashes.insert(name, digest.into());
     }
-    let (folder, texts) = (spec.folder.display().to_string(), states.texts().len());
-    Ok(json!({"name": spec.name, "states": folder, "states_sha256": hashes, "texts_measured": texts}))
-}
-
-/// For each token's range of bytes in `text` the range of characters.
-pub(super) fn characters(text: &str, bytes: &[(usize, usize)]) -> Vec<(u64, u64)> {
-    let mut before = vec![0_u64; text.len() + 1];
-    let mut count = 0;
-    for (start, c) in text.char_indices() {
-        // A place inside a character belongs to it.
-        before.iter_mut().skip(start).take(c.len_utf8()).for_each(|place| *place = count);
-        count += 1;
-    }
-    if let Some(last) = before.last_mut() {
-        *last = count;
-    }
-    let at = |byte: usize| before.get(byte).copied().unwrap_or(count);
-    bytes.iter().map(|&(start, end)| (at(start), at(end))).collect()
+    Ok(json!({"name": spec.name, "states": spec.folder.display().to_string(), "states_sha256": hashes}))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_become_characters() {
-        // é has two bytes, 日 three, 🙂 four.
-        let found = characters("aé日🙂b", &[(0, 1), (1, 3), (3, 6), (6, 10), (10, 11), (0, 0), (0, 11), (0, 99)]);
-        assert_eq!(found, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 0), (0, 5), (0, 5)]);
-        assert_eq!(characters("", &[(0, 0)]), [(0, 0)]);
-    }
 
     #[test]
     fn a_name_stands_before_the_folder() {

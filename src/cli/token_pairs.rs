@@ -1,6 +1,8 @@
 //! The options of `similarity` about pairs of tokens, and the files that they write.
 
+use super::states::check_layers;
 use crate::analysis::layers::Layers;
+use crate::analysis::states::StoredStates;
 use crate::analysis::token_pairs::{self, HeatMapRequest, PairRequest, RunPairs};
 use crate::persist;
 use crate::report::{self, Drawing};
@@ -21,7 +23,7 @@ pub(super) struct PairArgs {
     distance: bool,
     /// A token × token heat map at each of these layers: all, 0,4,8 or 2..10.
     #[arg(long, value_name = "LAYERS")]
-    pub(super) heatmap: Option<Layers>,
+    heatmap: Option<Layers>,
     /// The texts of the heat maps, by their position in the input from 0.
     #[arg(long, value_name = "INDICES", value_delimiter = ',', default_value = "0", requires = "heatmap")]
     text: Vec<u64>,
@@ -55,6 +57,14 @@ impl PairArgs {
     pub(super) fn check(&self, depth: usize, model: &str) -> Result<()> {
         match &self.heatmap {
             Some(layers) => layers.check(depth, model).map_err(|e| anyhow!(e.replacen("--layers", "--heatmap", 1))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a layer that is not stored.
+    pub(super) fn check_stored(&self, states: &StoredStates, folder: &str) -> Result<()> {
+        match &self.heatmap {
+            Some(layers) => check_layers(states, layers, "--heatmap", folder),
             None => Ok(()),
         }
     }

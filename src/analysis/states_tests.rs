@@ -164,7 +164,8 @@ fn what_is_wrong_is_said() {
     let made = |states: &'static [f32], width: usize, ids: &'static [u32], offsets: &'static [i64]| {
         move |dir: &Path| states_of(&block(dir), states, width, ids, offsets)
     };
-    let cases: [(&str, Box<dyn Fn(&Path)>); 23] = [
+    type Spoil = Box<dyn Fn(&Path)>;
+    let cases: [(&str, Spoil); 23] = [
         ("tokens.jsonl: cannot read", Box::new(|dir| fs::remove_file(dir.join(TOKENS_FILE)).unwrap())),
         ("tokens.jsonl: holds no texts", Box::new(lines(""))),
         ("tokens.jsonl:1: EOF while parsing", Box::new(lines("{\"text\": 3"))),

@@ -151,7 +151,9 @@ pub(super) fn measure(
         runs.extend(own);
     }
     for &measure in measures {
-        if !runs.iter().any(|run| run.is_defined(measure)) {
+        // What every run leaves out was said before.
+        let measured = runs.iter().any(|run| run.slot(measure).is_some());
+        if measured && !runs.iter().any(|run| run.is_defined(measure)) {
             say_unless(quiet, &format!("{measure}: no value anywhere; {}", why_undefined(measure)));
         }
     }

@@ -70,6 +70,25 @@ impl RunValues {
         members.map(|(text, _)| self.value(text, point, measure, set)).collect()
     }
 
+    /// For each text that [`Self::series`] lists, the value of `other` for the text of the same index: `None` where
+    /// that run has no such text, so that runs over different texts are never paired by place.
+    #[must_use]
+    pub fn partners(
+        &self,
+        other: &Self,
+        group: &Option<String>,
+        point: usize,
+        measure: usize,
+        set: TokenSet,
+    ) -> Vec<Option<f64>> {
+        let members = self.texts.iter().filter(|text| group.is_none() || text.group == *group);
+        let value = |text: &MeasuredText| {
+            let place = other.texts.binary_search_by_key(&text.index, |theirs| theirs.index).ok()?;
+            other.value(place, point, measure, set)
+        };
+        members.map(value).collect()
+    }
+
     /// A corpus measure and how many texts entered.
     #[must_use]
     pub fn corpus(&self, point: Point, measure: Measure, set: TokenSet) -> (Option<f64>, u64) {
@@ -98,5 +117,28 @@ impl RunValues {
                 self.values.chunks(width).any(|c| c.iter().skip(slot * 3).take(3).any(|v| !v.is_nan()))
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Site;
+
+    #[test]
+    fn texts_are_paired_by_index_and_not_by_place() {
+        let run = |indices: &[u64]| {
+            let texts = indices.iter().map(|&index| MeasuredText { index, group: None, tokens: 2 }).collect();
+            let plan = MeasurePlan {
+                measures: vec![Measure::Cosine],
+                points: vec![Point { site: Site::Block, layer: 1 }],
+                seed: 0,
+            };
+            let values = indices.iter().flat_map(|&index| [index as f64 / 10.0; 3]).collect();
+            RunValues::new("run", &plan, texts, values, &[])
+        };
+        let (all, some) = (run(&[0, 1, 2, 5]), run(&[1, 5, 7]));
+        assert_eq!(all.partners(&some, &None, 0, 0, TokenSet::All), [None, Some(0.1), None, Some(0.5)]);
+        assert_eq!(some.partners(&all, &None, 0, 0, TokenSet::All), [Some(0.1), Some(0.5), None]);
     }
 }

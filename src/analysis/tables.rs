@@ -33,7 +33,7 @@ pub fn similarity_rows(
                                 let own = run.series(&group, at, slot, tokens);
                                 let other = against.and_then(|r| {
                                     let (place, slot) = (r.place(point)?, r.slot(measure)?);
-                                    Some(r.series(&group, place, slot, tokens))
+                                    Some(run.partners(r, &group, place, slot, tokens))
                                 });
                                 intervals.fill(rows.len(), own, other)?;
                             }

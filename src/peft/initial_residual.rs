@@ -10,7 +10,7 @@ use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 /// The initial residual of one forward pass.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct InitialResidual {
     lambda: f64,
     arm: Arm,
@@ -36,6 +36,11 @@ impl InitialResidual {
     /// A residual whose r is given.
     pub(crate) fn from_source(config: &ResidualConfig, source: Tensor) -> Self {
         Self { lambda: config.lambda, arm: config.arm, source }
+    }
+
+    /// The same λ with nothing to read; `None` if it reads nothing as it is.
+    pub(crate) fn without_source(&self) -> Option<Self> {
+        (self.lambda != 0.0 && self.arm != Arm::None).then(|| Self { arm: Arm::None, ..self.clone() })
     }
 
     /// `(1−λ)·x + λ·r`; λ = 0 is `x` itself.

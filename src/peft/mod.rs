@@ -11,7 +11,7 @@ pub use files::{AdapterError, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
 use crate::data::Packed;
-use crate::model::{ModelError, Pass, Role, Transformer};
+use crate::model::{Embedded, ModelError, Pass, Role, Transformer};
 use crate::random::stream;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
@@ -165,15 +165,15 @@ pub struct PassState<'a> {
 }
 
 impl<'a> PassState<'a> {
-    /// Prepares a pass over `batch` whose layer 0 (and h0) is `embedded`, `[tokens, d]`.
+    /// Prepares a pass over `batch`, which is `embedded` so.
     pub(crate) fn new(
         pass: &Pass<'a>,
         model: &Transformer,
-        embedded: &Tensor,
+        embedded: &Embedded,
         batch: &Packed,
     ) -> Result<Self, ModelError> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
-            Some(config) => Some(InitialResidual::new(&config, model, embedded, batch)?),
+            Some(config) => Some(InitialResidual::new(&config, model, embedded.h0(config.h0_kind), batch)?),
             None => None,
         };
         #[cfg(test)]
@@ -182,6 +182,21 @@ impl<'a> PassState<'a> {
             None => residual,
         };
         Ok(Self { peft: pass.peft, dropout: pass.dropout, residual })
+    }
+
+    /// The same pass without PEFT; `None` if no linear of these roles in block `layer` (from 0) has a module, so
+    /// that nothing would change there.
+    pub(crate) fn without_peft(&self, layer: usize, roles: &[Role]) -> Option<Self> {
+        roles.iter().find_map(|&role| self.module(layer, role))?;
+        Some(Self { peft: None, dropout: self.dropout, residual: None })
+    }
+
+    /// The same pass with nothing in the place of h0 (the arm `none`); `None` if no module of these roles in block
+    /// `layer` (from 0) reads a λ term.
+    pub(crate) fn without_h0(&self, layer: usize, roles: &[Role]) -> Option<Self> {
+        let residual = self.residual.as_ref()?.without_source()?;
+        let mixed = |role: &Role| self.module(layer, *role).is_some_and(|m| m.planned.residual == Mixing::Mixed);
+        roles.iter().any(mixed).then_some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual) })
     }
 
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {

@@ -7,7 +7,7 @@ mod rows;
 mod table;
 
 pub use chart::{Bar, BarChart, BarGroup, Chart, Drawing, Panel, Point, Reference, RenderError, Series, Width};
-pub use curves::{CurveOptions, Depth, Shown, similarity_chart};
+pub use curves::{BASELINE_SUFFIXES, CurveOptions, Depth, Shown, grey_below, similarity_chart};
 pub use markdown::{Page, frame_table, markdown_table};
 pub use rows::{
     PER_TEXT_COLUMNS, PerTextRow, SIMILARITY_COLUMNS, SimilarityRow, per_text_frame, per_text_rows, similarity_frame,

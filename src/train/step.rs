@@ -104,7 +104,7 @@ pub fn train_step(
 pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> Result<(f64, f64), TrainError> {
     let frozen = subject.peft().map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
-    let head = subject.model().head().detach();
+    let head = subject.model().head()?.detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     for group in examples.chunks(batch_size.max(1)) {
         let batch = packed(group);

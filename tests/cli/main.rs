@@ -4,8 +4,10 @@
 
 mod bad_input;
 mod bad_model;
+mod encoder;
 mod full_disk;
 mod inspect;
+mod measures;
 mod program;
 mod resume;
 mod similarity;

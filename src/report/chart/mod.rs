@@ -16,6 +16,7 @@ pub use bars::{Bar, BarChart, BarGroup, Reference};
 pub use drawing::Drawing;
 pub use lines::{Chart, Panel, Point, Series};
 pub use render::RenderError;
+pub(super) use style::GREY;
 
 /// Width at print, in a paper of two columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,7 @@ def arguments():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, help="the script's; its own default if not given")
+    parser.add_argument("--keep-states", action="store_true", help="the script keeps states, see there")
     parser.add_argument("--work", required=True, type=Path, help="folder for outputs and logs")
     return parser.parse_args()
 
@@ -57,6 +58,8 @@ def main():
         theirs = [sys.executable, script, *common, "--out", str(theirs_out), "--threads", str(args.threads)]
         if args.batch_size:
             theirs += ["--batch-size", str(args.batch_size)]
+        if args.keep_states:
+            theirs.append("--keep-states")
         # Once each to warm the file cache, and to see that both measure the same thing.
         run([*ours, "--limit", str(args.count)], args.work / f"{name}-ours.log", args.threads)
         checked = [*theirs, "--limit", str(args.count), "--check", str(ours_out)]

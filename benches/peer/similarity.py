@@ -3,7 +3,8 @@
 Written as a careful user would: batches of texts of like length, padding masked out of attention and
 measure, inference mode, fused attention (sdpa), the base model without its head, hooks instead of stored
 states, and the cosine from sums of unit vectors instead of an n x n matrix. Two passes, since the centred
-cosine needs the corpus means first; nothing grows with the corpus but the results.
+cosine needs the corpus means first; nothing grows with the corpus but the results. `--keep-states` spares the
+second pass and keeps all states in memory instead.
 
 Writes similarity.csv (mean, deviation and count over texts) and per_text.csv. It draws nothing and computes
 no intervals, which smooth-probe does in the time that it is compared by.
@@ -37,6 +38,7 @@ def arguments():
     parser.add_argument("--limit", type=int, help="only the first N texts")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep-states", action="store_true", help="keep all states instead of a second pass")
     parser.add_argument("--check", type=Path, metavar="DIR", help="compare with smooth-probe's output there")
     return parser.parse_args()
 
@@ -246,12 +248,23 @@ def main():
     lap("tokenizing")
 
     current = {}
-    attach(blocks, norm, lambda point, states: current["measure"].record(point, states, current["batch"]))
+    kept = []
+
+    def sink(point, states):
+        current["measure"].record(point, states, current["batch"])
+        if args.keep_states:
+            kept.append((point, states, current["batch"]))
+
+    attach(blocks, norm, sink)
     work = batches(encoded, args.batch_size, tokenizer.pad_token_id or 0)
     passes = []
     with torch.inference_mode():
         for make in (lambda: Plain(len(texts)), lambda: Centred(len(texts), passes[0].centres())):
             current["measure"] = make()
+            if kept:
+                for point, states, batch in kept:
+                    current["measure"].record(point, states, batch)
+                work = []
             for current["batch"] in work:
                 batch = current["batch"]
                 options = {} if hasattr(model, "encoder") else {"use_cache": False}

@@ -9,6 +9,7 @@
 #   SMOOTH_PROBE_SHARED  folder with models/ and data/gsm8k/; else PEER_MODELS must name models
 #   PEER_MODELS          model folders or hub names, separated by spaces
 #   PEER_TEXTS           a file with a text a line; else GSM8K's questions, else generated sentences
+#   PEER_KEEP_STATES     1: the script keeps all states in memory instead of a second pass
 #   PEER_COUNT, PEER_RUNS, PEER_THREADS, PEER_BATCH   500, 5, 2, and the script's own batch size
 #
 # Run it on an idle machine: the load is printed beside the figures.
@@ -56,5 +57,8 @@ for model in $models; do
 done
 if [ -n "${PEER_BATCH:-}" ]; then
   arguments+=(--batch-size "$PEER_BATCH")
+fi
+if [ "${PEER_KEEP_STATES:-0}" = 1 ]; then
+  arguments+=(--keep-states)
 fi
 exec "$python" benches/peer/compare.py "${arguments[@]}"

@@ -162,7 +162,7 @@ mod tests {
         pooled.add(sums.set(TokenSet::All));
         let positions: Vec<usize> = (0..15).collect();
         pooled.sample.as_mut().unwrap().add(seed as u64, &positions, Rows::new(&values, 4));
-        pooled.cka_layer0 = Some(Cka::new(vec![0.5; 4], vec![0.1; 4]));
+        pooled.cka_layer0 = Some(Cka::new(vec![0.5; 4], vec![0.5; 4]));
         pooled.cka_layer0.as_mut().unwrap().add(Rows::new(&values, 4), Rows::new(&values[..], 4));
         pooled
     }

@@ -53,7 +53,7 @@ impl Element for f64 {
     }
     #[inline(always)]
     fn normal(self) -> Self {
-        0.5 * statrs::function::erf::erfc(-self * std::f64::consts::FRAC_1_SQRT_2)
+        0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2)
     }
     #[inline(always)]
     fn sqrt(self) -> Self {

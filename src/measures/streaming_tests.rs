@@ -41,8 +41,8 @@ fn every_sum_is_that_of_its_definition() {
         assert_eq!((found.rows, found.directed), (positions.len(), positions.len()));
         let norm = |i: usize| (0..WIDTH).map(|j| row(i, j).powi(2)).sum::<f64>().sqrt();
         let mean: Vec<f64> = (0..WIDTH).map(|j| positions.iter().map(|&i| row(i, j)).sum::<f64>() / n).collect();
-        for j in 0..WIDTH {
-            close("sum", found.sum[j], mean[j] * n);
+        for (j, mean) in mean.iter().enumerate() {
+            close("sum", found.sum[j], mean * n);
             close("squares", found.squares[j], positions.iter().map(|&i| row(i, j).powi(2)).sum());
             close("unit sum", found.unit_sum[j], positions.iter().map(|&i| row(i, j) / norm(i)).sum());
         }

@@ -179,13 +179,16 @@ pub struct CellResult {
     /// Effective rank of the same states.
     pub effective_rank: Vec<Option<f64>>,
     /// While training: step, validation loss, similarity of the last block.
-    pub course: Vec<(u64, f64, Option<f64>)>,
+    pub course: Vec<CoursePoint>,
     /// Wall time, in seconds.
     pub seconds: f64,
 }
 
+/// A moment of training: step, validation loss, similarity of the last block.
+pub type CoursePoint = (u64, f64, Option<f64>);
+
 #[derive(Default)]
-struct Course(Vec<(u64, f64, Option<f64>)>);
+struct Course(Vec<CoursePoint>);
 
 impl Observer for Course {
     fn step(&mut self, event: &StepEvent, _total: u64) {
@@ -279,13 +282,7 @@ impl Items {
 }
 
 /// An arm after training, and its course: step, validation loss, similarity of the last block.
-fn tune(
-    arm: Arm,
-    seed: u64,
-    study: &StudyConfig,
-    lr: f64,
-    items: Items,
-) -> Result<(Subject, Vec<(u64, f64, Option<f64>)>)> {
+fn tune(arm: Arm, seed: u64, study: &StudyConfig, lr: f64, items: Items) -> Result<(Subject, Vec<CoursePoint>)> {
     let watched = items.validation.iter().take(32).map(|e| (e.ids.clone(), e.special.clone())).collect();
     let data = TrainData { train: items.train, validation: items.validation, probe: ProbeSet { texts: watched } };
     let config = arm.settings(study, seed, lr);

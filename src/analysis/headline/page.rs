@@ -195,6 +195,8 @@ fn page(study: &StudyConfig, cells: &[CellResult]) -> Result<String, StudyError>
     page.paragraph(&methods(study, cells));
     page.section("What this scale cannot tell");
     page.list(&[
+        "Each arm has the learning rate that suits it (table above): where two arms differ in it, so may their \
+         similarity for that reason alone, since a larger rate raises it.",
         "A small trained model does not over-smooth by itself; the study shows what tuning moves, the first \
          figure shows the phenomenon.",
         "One task whose answer names a relation of two tokens; tasks that pool over tokens may fall out otherwise.",

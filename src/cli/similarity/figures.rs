@@ -13,6 +13,9 @@ use std::path::Path;
 /// Sites that a run is measured at without asking.
 const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
 
+/// A figure's stem, its title, and its panels: a measure and a token set each.
+type Figure<'a> = (String, String, Vec<(Measure, &'a str)>);
+
 /// `similarity.png` with both forms of the cosine, a figure for every other measure, and one for the sites inside a
 /// block of each measure, all as PNG and SVG.
 pub(super) fn draw(
@@ -26,7 +29,7 @@ pub(super) fn draw(
     let cosines = [(Measure::Cosine, "all"), (Measure::CosineCentred, "no_first")];
     let both: Vec<(Measure, &str)> = cosines.into_iter().filter(|(m, _)| measures.contains(m)).collect();
     let both_differ = both.clone();
-    let mut figures: Vec<(String, String, Vec<(Measure, &str)>)> = Vec::new();
+    let mut figures: Vec<Figure<'_>> = Vec::new();
     if !both.is_empty() {
         figures.push(("similarity".to_owned(), "Token similarity over the layers".to_owned(), both));
     }

@@ -1,6 +1,11 @@
 //! The program as its users meet it: command lines, exit codes, files, and what stands on stderr.
 #![cfg(feature = "cli")]
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what the tests share is part of the tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "what the tests share is part of the tests"
+)]
 
 mod bad_input;
 mod bad_model;

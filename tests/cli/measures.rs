@@ -141,14 +141,25 @@ fn sites_inside_a_block_are_measured_on_request() {
 }
 
 #[test]
-fn no_batch_size_and_no_thread_changes_a_byte() {
+fn no_thread_changes_a_byte_and_no_batch_size_more_than_rounding() {
     let place = Place::new(70);
     let options = "--measures all --lookup-texts 6 --group-by kind";
-    let eight = tables(&place.measure("eight", &format!("{options} --batch-size 8 --threads 2")));
-    for (name, other) in [("one", "--batch-size 1 --threads 2"), ("all", "--batch-size 32 --threads 1")] {
-        let found = tables(&place.measure(name, &format!("{options} {other}")));
-        for (table, (left, right)) in eight.iter().zip(&found).enumerate() {
-            assert!(left == right, "table {table} differs for {other}");
+    let eight = place.measure("eight", &format!("{options} --batch-size 8 --threads 2"));
+    let alone = place.measure("alone", &format!("{options} --batch-size 8 --threads 1"));
+    for (table, (left, right)) in tables(&eight).iter().zip(&tables(&alone)).enumerate() {
+        assert!(left == right, "table {table} differs for one thread");
+    }
+    let eight = rows(&eight);
+    for (name, size) in [("one", 1), ("all", 32)] {
+        let other = rows(&place.measure(name, &format!("{options} --batch-size {size}")));
+        assert_eq!(eight.len(), other.len());
+        for (left, right) in eight.iter().zip(&other) {
+            for column in ["mean", "std", "ci_low", "ci_high"] {
+                let (a, b): (Option<f64>, Option<f64>) = (left[column].parse().ok(), right[column].parse().ok());
+                assert_eq!(a.is_some(), b.is_some(), "{left:?} {right:?}");
+                let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+                assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "batches of {size}, {column}: {left:?} {right:?}");
+            }
         }
     }
 }

@@ -92,7 +92,15 @@ pub(super) fn measure(
         let key = (spec.model.as_str(), spec.revision.as_deref());
         let model = match current.take() {
             Some((known, model)) if known == key => model,
-            _ => Rc::new(open::model(&spec.model, key.1, args.dtype.into(), &work.device)?),
+            _ => {
+                let model = Rc::new(open::model(&spec.model, key.1, args.dtype.into(), &work.device)?);
+                // An adapter that does not fit is refused before the first text is read, not after an hour.
+                let same = specs.iter().filter(|other| (other.model.as_str(), other.revision.as_deref()) == key);
+                for folder in same.filter_map(|other| other.adapter.as_deref()) {
+                    load_adapter(folder, &model.transformer)?;
+                }
+                model
+            }
         };
         args.layers.check(model.transformer.architecture().layers, &spec.model).map_err(|e| anyhow!(e))?;
         let peft = spec.adapter.as_deref().map(|folder| load_adapter(folder, &model.transformer)).transpose()?;

@@ -1,12 +1,16 @@
 //! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.
 
+mod branch_pass;
 mod config;
+mod dose;
 mod files;
 mod initial_residual;
 mod module;
 mod plan;
 
+pub use branch_pass::{BranchObserver, BranchPass};
 pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+pub use dose::Dose;
 pub use files::{AdapterError, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
@@ -26,6 +30,8 @@ pub struct Peft {
     plan: Plan,
     /// By block, then by role.
     modules: Vec<[Option<Module>; 7]>,
+    /// By block, λ and arm that stand in for the configured ones; never written to a file.
+    doses: Option<Vec<Dose>>,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -72,6 +78,7 @@ impl Peft {
             config,
             plan,
             modules,
+            doses: None,
             #[cfg(test)]
             stated_source: None,
         })
@@ -162,6 +169,8 @@ pub struct PassState<'a> {
     peft: Option<&'a Peft>,
     dropout: Option<DropoutKey>,
     residual: Option<InitialResidual>,
+    /// Who watches the branches, and h0.
+    observed: Option<(&'a dyn BranchObserver, Tensor)>,
 }
 
 impl<'a> PassState<'a> {
@@ -173,7 +182,10 @@ impl<'a> PassState<'a> {
         batch: &Packed,
     ) -> Result<Self, ModelError> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
-            Some(config) => Some(InitialResidual::new(&config, model, embedded, batch)?),
+            Some(config) => Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
+                None => InitialResidual::new(&config, model, embedded, batch)?,
+                Some(doses) => InitialResidual::dosed(&config, doses, model, embedded, batch)?,
+            }),
             None => None,
         };
         #[cfg(test)]
@@ -181,7 +193,8 @@ impl<'a> PassState<'a> {
             Some((config, source)) => Some(InitialResidual::from_source(&config, source)),
             None => residual,
         };
-        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual })
+        let observed = pass.observer.map(|observer| (observer, embedded.detach()));
+        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual, observed })
     }
 
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {

@@ -62,12 +62,12 @@ fn spaced(first: f64, last: f64, step: f64) -> Result<Vec<f64>, String> {
     if !(step.is_finite() && step > 0.0) {
         return Err(format!("the step is {step}; it must be above 0"));
     }
-    if !(first <= last) {
+    if first.is_nan() || last.is_nan() || first > last {
         return Err(format!("{first} to {last} holds nothing; the first value must not be above the last"));
     }
     // A last value that rounding put a hair beyond is still the last.
     let steps = ((last - first) / step + 1e-9).floor();
-    if !(steps < MOST as f64) {
+    if steps.is_nan() || steps >= MOST as f64 {
         return Err(format!("{steps} values are too many; take at most {MOST}"));
     }
     // Twelve decimals: 3 · 0.1 is to be the 0.3 that an adapter was trained with.
@@ -126,7 +126,8 @@ pub fn mixed_blocks(plan: &Plan) -> Vec<usize> {
     mixed.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// The points of a study, by arm, block and λ; the trained λ is among every arm's, so that each has its mark.
+/// The points of a study, by arm, block and λ. The trained λ is among every arm's, and the adapter as it was trained
+/// is a point even if its arm is none of `arms`.
 #[must_use]
 pub fn dose_points(
     plan: &Plan,
@@ -145,6 +146,10 @@ pub fn dose_points(
         for &layer in &blocks {
             points.extend(grid.values().iter().map(|&lambda| DosePoint { layer, dose: Dose { lambda, arm } }));
         }
+    }
+    if !points.iter().any(|point| point.is_trained(trained)) {
+        let dose = Dose { lambda: trained.lambda, arm: trained.arm };
+        points.extend(blocks.iter().map(|&layer| DosePoint { layer, dose }));
     }
     points
 }

@@ -150,7 +150,7 @@ fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
 
 /// A curve an arm in order of λ, and the trained point by itself.
 fn dose_curves(points: &[&DoseRow], x: Value, y: Value) -> Vec<Series> {
-    let arms = distinct(points.iter().map(|row| row.arm.as_str()));
+    let arms = dosed_arms(points);
     let place = |row: &DoseRow| x(row).map(|x| Point { x, y: y(row), interval: None });
     let mut series: Vec<Series> = arms
         .iter()
@@ -181,7 +181,7 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     lambdas.dedup();
     let trained = points.iter().find(|row| row.trained).map(|row| row.lambda);
     let shown = spread_out(&lambdas, trained);
-    let arms = distinct(points.iter().map(|row| row.arm.as_str()));
+    let arms = dosed_arms(points);
     let (similarity, loss): (Value, Value) = (|row| row.similarity, |row| Some(row.loss));
     let curve = |arm: &str, style: usize, lambda: f64, y: Value| Series {
         label: if Some(lambda) == trained { format!("λ = {lambda} (trained)") } else { format!("λ = {lambda}") },
@@ -230,14 +230,16 @@ fn spread_out(values: &[f64], trained: Option<f64>) -> Vec<f64> {
     places.into_iter().filter_map(|place| values.get(place).copied()).collect()
 }
 
-fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut all = Vec::new();
-    words.for_each(|word| {
-        if !all.contains(&word) {
-            all.push(word);
+/// The arms that were dosed, in their order; the trained one may be there with its trained point alone.
+fn dosed_arms<'a>(points: &[&'a DoseRow]) -> Vec<&'a str> {
+    let mut arms = Vec::new();
+    for row in points {
+        let turned = points.iter().any(|other| other.arm == row.arm && !other.trained);
+        if (turned || points.len() == 1) && !arms.contains(&row.arm.as_str()) {
+            arms.push(row.arm.as_str());
         }
-    });
-    all
+    }
+    arms
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 
 use super::similarity::EncodedText;
 use crate::data::Packed;
-use crate::model::{LoadedModel, ModelError, Pass};
+use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::{BranchObserver, BranchPass, Dose, Mixing, Peft};
 use crate::probe::Silent;
 use candle_core::{DType, Device, Tensor};
@@ -225,7 +225,7 @@ fn snake_case(name: &str) -> String {
 /// The model cannot be run.
 pub fn measure_residual(
     run: &str,
-    model: &LoadedModel,
+    model: &Transformer,
     peft: &Peft,
     texts: &[EncodedText],
     batch_size: usize,
@@ -236,7 +236,7 @@ pub fn measure_residual(
     for group in texts.chunks(batch_size.max(1)) {
         let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
         shares.expect(&batch, group);
-        model.transformer.hidden_states(&batch, &pass, &mut Silent)?;
+        model.hidden_states(&batch, &pass, &mut Silent)?;
     }
     Ok(shares.rows(run))
 }

@@ -3,11 +3,11 @@
 use super::similarity::write_chart;
 use super::{open, progress};
 use crate::analysis::dose::DoseStudy;
-use crate::analysis::dose_grid::{DosedLayers, LambdaGrid, dose_points};
+use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
 use crate::analysis::dose_table::{DoseRow, LossSource, dose_chart, dose_frame, last_block, point_rows};
 use crate::analysis::manifest::Manifest;
 use crate::analysis::residual_figure::residual_chart;
-use crate::analysis::residual_share::{measure_residual, residual_frame};
+use crate::analysis::residual_share::residual_frame;
 use crate::analysis::similarity::EncodedText;
 use crate::data::{
     ChatTemplate, Content, EncodingOptions, Example, LossOn, Template, TextOptions, TextSource, Tokenize, clip,
@@ -15,7 +15,7 @@ use crate::data::{
 };
 use crate::hash;
 use crate::model::LoadedModel;
-use crate::peft::{Arm, Peft, Policy, ResidualConfig, load_adapter};
+use crate::peft::{Arm, Dose, Peft, Policy, ResidualConfig, load_adapter};
 use crate::persist;
 use crate::report;
 use crate::train::DtypeName;
@@ -113,18 +113,18 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let trained = *study.trained();
     let arms = arms(&args.residual, trained.arm);
     let points = dose_points(peft.plan(), &trained, &args.lambda, args.layers, &arms);
-    let (cost, tail) = (study.cost(&points), texts.len());
+    let cost = study.cost(&points);
     if !quiet {
         eprintln!(
             "{} points, {} sequences through the model: {} texts and {} examples for each of {} distinct settings",
             points.len(),
-            cost + tail,
+            cost,
             texts.len(),
             examples.len(),
             cost / (texts.len() + examples.len()).max(1)
         );
     }
-    let bar = progress::bar((cost + tail) as u64, "sequences", quiet);
+    let bar = progress::bar(cost as u64, "sequences", quiet);
     let mut rows = Vec::new();
     for (index, point) in points.iter().enumerate() {
         bar.set_prefix(format!("{} λ {}", point.dose.arm, point.dose.lambda));
@@ -134,7 +134,9 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
             eprintln!("{} of {} points", index + 1, points.len());
         }
     }
-    let residual = measure_residual(&name, &model, &peft, &texts, args.batch_size)?;
+    let as_trained = DosePoint { layer: None, dose: Dose { lambda: trained.lambda, arm: trained.arm } };
+    let mut residual = study.measure(&as_trained, &mut |_| ())?.residual;
+    residual.iter_mut().for_each(|row| row.run.clone_from(&name));
     bar.finish_and_clear();
 
     report::write_table(&args.out, "dose", &mut dose_frame(&rows)?)?;
@@ -149,7 +151,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         .set("texts", described_file(&args.texts, texts.len())?)
         .set("data", args.data.as_deref().map(|path| described_file(path, examples.len())).transpose()?)
         .set("lambda", json!(args.lambda.with(trained.lambda).values()))
-        .set("sequences", cost + tail)
+        .set("sequences", cost)
         .set("layers_convention", "0 embedding, 1..L blocks")
         .set("device", "cpu")
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());

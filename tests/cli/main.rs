@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bad_model;
+mod dose;
 mod full_disk;
 mod inspect;
 mod program;

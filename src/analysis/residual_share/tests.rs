@@ -1,7 +1,7 @@
 use super::*;
+use crate::model::H0Kind;
 use crate::model::families;
 use crate::model::weights::Weights;
-use crate::model::{H0Kind, Transformer};
 use crate::peft::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
 use std::path::Path;
 
@@ -79,9 +79,17 @@ fn mean(values: &[f64]) -> f64 {
 #[test]
 fn shares_and_retention_are_those_of_the_definition() {
     let model = model();
-    let (rows, seen) = measured(&model, &peft(&model, LORA, Arm::H0, &["v_proj", "down_proj"]));
+    let with = peft(&model, LORA, Arm::H0, &["v_proj", "down_proj"]);
+    let (rows, seen) = measured(&model, &with);
     assert_eq!(rows.len(), 2 * model.architecture().layers);
     let row = rows.iter().find(|r| r.layer == 2 && r.role == "value").unwrap();
+    // The same by the function that runs the model itself, in whatever batches.
+    for batch_size in [1, 8] {
+        let again = measure_residual("r", &model, &with, &texts(), batch_size).unwrap();
+        let share = |rows: &[ResidualRow]| rows.iter().map(|r| r.share_mean.unwrap_or(-1.0)).collect::<Vec<_>>();
+        share(&again).iter().zip(share(&rows)).for_each(|(a, b)| assert!((a - b).abs() < 1e-12));
+        assert_eq!(again.len(), rows.len());
+    }
     let [x, h0, mixed, _] = &seen[&row.module];
     let share: Vec<f64> = CHOSEN.iter().map(|&t| LAMBDA * norm(&h0[t]) / ((1.0 - LAMBDA) * norm(&x[t]))).collect();
     let spread = share.iter().map(|s| (s - mean(&share)).powi(2)).sum::<f64>() / (share.len() - 1) as f64;

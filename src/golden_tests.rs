@@ -1,5 +1,7 @@
 //! The engine against values from torch, transformers and peft (`tests/golden`, made by its `make.py`).
 
+mod sites;
+
 use crate::data::{Example, Packed};
 use crate::measures::{CosineProbe, TokenSet};
 use crate::model::weights::{Weights, load_adapter_file};
@@ -113,6 +115,7 @@ fn hidden_states_logits_and_loss_are_those_of_transformers() {
                         Site::Embedding => format!("layer0_{s}"),
                         Site::Block => format!("block_{layer}_{s}"),
                         Site::FinalNorm => format!("final_norm_{s}"),
+                        other => panic!("{other} was not asked for"),
                     };
                     let what = format!("{folder} {dtype:?} {key}");
                     close(&what, &rows(states, &batch, s), &expected[&key], tolerance);

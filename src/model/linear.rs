@@ -22,6 +22,12 @@ impl Linear {
         kernels::linear(x, &self.weight, self.bias.as_ref())
     }
 
+    /// What the input's columns `first..first + count` of `x`, which has all of them, contribute by the base
+    /// weights; the bias belongs to none.
+    pub(super) fn base_columns(&self, x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
+        kernels::linear(&x.narrow(1, first, count)?, &self.weight.narrow(1, first, count)?, None)
+    }
+
     /// Applies the linear and its PEFT module, if it has one.
     pub(super) fn forward(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
         match state.module(self.layer, self.role) {

@@ -1,6 +1,8 @@
 //! The one instrumented transformer, and the readers that fill it.
 
 pub mod architecture;
+mod attention_maps;
+mod block;
 pub mod families;
 pub mod gguf;
 mod gguf_header;

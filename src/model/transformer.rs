@@ -1,6 +1,7 @@
 //! The one transformer that serves every family.
 
 use super::architecture::{Architecture, Role};
+use super::block::{Block, Run};
 use super::families::ConfigError;
 use super::linear::Linear;
 use super::rotary::RotaryTables;
@@ -90,13 +91,6 @@ pub struct Transformer {
     rotary: RotaryTables,
     dtype: DType,
     device: Device,
-}
-
-#[derive(Debug)]
-struct Block {
-    attention_norm: Tensor,
-    feed_forward_norm: Tensor,
-    linears: [Linear; 7],
 }
 
 impl Transformer {
@@ -236,16 +230,32 @@ impl Transformer {
     /// # Errors
     /// A token id outside the vocabulary, or what the probe answers.
     pub fn hidden_states(&self, batch: &Packed, pass: &Pass<'_>, probe: &mut dyn Probe) -> Result<Tensor, ModelError> {
+        let mut h = self.embed(batch)?;
+        let state = PassState::new(pass, self, &h, batch)?;
+        self.run_blocks(&mut h, batch, &state, probe)?;
+        let normed = kernels::rms_norm(&h, &self.final_norm, self.architecture.norm_eps)?;
+        if probe.wants(Site::FinalNorm, self.architecture.layers) {
+            probe.record(Site::FinalNorm, self.architecture.layers, &normed, batch)?;
+        }
+        Ok(normed)
+    }
+
+    /// What the initial residual of this family reads for every token, `[tokens, d]`, without a gradient.
+    ///
+    /// # Errors
+    /// A token id outside the vocabulary.
+    pub fn h0(&self, batch: &Packed) -> Result<Tensor, ModelError> {
+        // Token embedding and layer 0 are the same here.
+        Ok(self.embed(batch)?.detach())
+    }
+
+    /// Layer 0.
+    fn embed(&self, batch: &Packed) -> Result<Tensor, ModelError> {
         let vocab = self.architecture.vocab_size;
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::Token { id, vocab });
         }
-        let mut h = kernels::embedding(&self.embedding, &batch.ids)?;
-        let state = PassState::new(pass, self, &h, batch)?;
-        self.run_blocks(&mut h, batch, &state, probe)?;
-        let normed = kernels::rms_norm(&h, &self.final_norm, self.architecture.norm_eps)?;
-        probe.record(Site::FinalNorm, self.architecture.layers, &normed, batch)?;
-        Ok(normed)
+        Ok(kernels::embedding(&self.embedding, &batch.ids)?)
     }
 
     fn run_blocks(
@@ -255,29 +265,25 @@ impl Transformer {
         state: &PassState<'_>,
         probe: &mut dyn Probe,
     ) -> Result<(), ModelError> {
-        probe.record(Site::Embedding, 0, h, batch)?;
-        let shape = AttentionShape {
-            heads: self.architecture.heads,
-            kv_heads: self.architecture.kv_heads,
-            head_dim: self.architecture.head_dim,
-            causal: true,
-            scale: 1.0 / (self.architecture.head_dim as f64).sqrt(),
-        };
+        if probe.wants(Site::Embedding, 0) {
+            probe.record(Site::Embedding, 0, h, batch)?;
+        }
         let (cos, sin) = self.rotary.upto(batch.longest())?;
-        let positions = batch.positions();
-        let eps = self.architecture.norm_eps;
+        let run = Run {
+            architecture: &self.architecture,
+            shape: AttentionShape {
+                heads: self.architecture.heads,
+                kv_heads: self.architecture.kv_heads,
+                head_dim: self.architecture.head_dim,
+                causal: true,
+                scale: 1.0 / (self.architecture.head_dim as f64).sqrt(),
+            },
+            rotary: (cos, sin, batch.positions()),
+            batch,
+            state,
+        };
         for (index, block) in self.blocks.iter().enumerate() {
-            let [query, key, value, output, gate, up, down] = &block.linears;
-            let x = kernels::rms_norm(h, &block.attention_norm, eps)?;
-            let q = kernels::rope(&query.forward(&x, state)?, shape.heads, &cos, &sin, &positions)?;
-            let k = kernels::rope(&key.forward(&x, state)?, shape.kv_heads, &cos, &sin, &positions)?;
-            let v = value.forward(&x, state)?;
-            let mixed = kernels::attention(&q, &k, &v, shape, &batch.offsets)?;
-            *h = kernels::scaled_add(h, &output.forward(&mixed, state)?, 1.0)?;
-            let x = kernels::rms_norm(h, &block.feed_forward_norm, eps)?;
-            let inner = kernels::swiglu(&gate.forward(&x, state)?, &up.forward(&x, state)?)?;
-            *h = kernels::scaled_add(h, &down.forward(&inner, state)?, 1.0)?;
-            probe.record(Site::Block, index + 1, h, batch)?;
+            *h = block.forward(h, index + 1, &run, probe)?;
         }
         Ok(())
     }

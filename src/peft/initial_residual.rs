@@ -92,6 +92,11 @@ impl InitialResidual {
         }
     }
 
+    /// The same λ with nothing to read; `None` if it reads nothing as it is.
+    pub(crate) fn without_source(&self) -> Option<Self> {
+        (self.lambda != 0.0 && self.arm != Arm::None).then(|| Self { arm: Arm::None, ..self.clone() })
+    }
+
     /// `(1−λ)·x + λ·r`; λ = 0 is `x` itself.
     pub(crate) fn mix(&self, x: &Tensor) -> Result<Tensor> {
         if self.lambda == 0.0 {

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from peft_lora import write_adapter
 from sibo_cases import write_cases
+from sites import write_sites
 from tiny_models import write_models
 from training import write_training
 
@@ -34,6 +35,7 @@ def main():
     write_adapter(HERE / "peft_lora", gqa_tied, ids, rslora=False)
     write_adapter(HERE / "peft_rslora", gqa_tied, ids, rslora=True)
     write_cases(HERE / "sibo", gqa_tied, ids)
+    write_sites(HERE / "sites", HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
 
 

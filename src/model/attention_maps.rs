@@ -1,0 +1,91 @@
+//! Attention probabilities, computed plainly where a probe asks for them; the fused kernel keeps none.
+
+use crate::data::Packed;
+use crate::kernels::AttentionShape;
+use candle_core::{D, Device, Result, Tensor};
+
+/// For every sequence of `batch` its probabilities `[heads, n, n]`, from queries `[tokens, heads · head_dim]` and
+/// keys `[tokens, kv_heads · head_dim]` (after rotary embedding, where there is one).
+pub(super) fn attention_maps(q: &Tensor, k: &Tensor, shape: AttentionShape, batch: &Packed) -> Result<Vec<Tensor>> {
+    let (q, k) = (q.detach(), k.detach());
+    (0..batch.sequences()).map(|index| map(&q, &k, shape, batch.rows(index))).collect()
+}
+
+fn map(q: &Tensor, k: &Tensor, shape: AttentionShape, rows: std::ops::Range<usize>) -> Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, causal, scale } = shape;
+    let n = rows.len();
+    if n == 0 {
+        return Tensor::zeros((heads, 0, 0), q.dtype(), q.device());
+    }
+    let by_head = |t: &Tensor, heads: usize| {
+        t.narrow(0, rows.start, n)?.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous()
+    };
+    let queries = by_head(q, heads)?;
+    // Consecutive query heads share a key head.
+    let group = heads / kv_heads.max(1);
+    let keys = by_head(k, kv_heads)?.unsqueeze(1)?.broadcast_as((kv_heads, group, n, head_dim))?;
+    let keys = keys.contiguous()?.reshape((heads, n, head_dim))?;
+    let mut scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * scale)?;
+    if causal {
+        scores = scores.broadcast_add(&mask(n, q.device())?.to_dtype(q.dtype())?)?;
+    }
+    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+}
+
+/// Zero where a query sees the key, minus infinity above the diagonal.
+fn mask(n: usize, device: &Device) -> Result<Tensor> {
+    let values = (0..n).flat_map(|i| (0..n).map(move |j| if j > i { f64::NEG_INFINITY } else { 0.0 })).collect();
+    Tensor::from_vec(values, (n, n), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels;
+    use candle_core::DType;
+
+    fn draws(rows: usize, columns: usize, seed: u64) -> Tensor {
+        use rand::Rng;
+        let mut rng = crate::random::stream(seed, &["attention-maps"]);
+        let values: Vec<f64> = (0..rows * columns).map(|_| rng.random_range(-2.0..2.0)).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_maps_times_the_values_are_what_the_fused_kernel_computes() {
+        let batch = Packed::from_sequences(&[vec![0; 5], vec![0; 1], vec![0; 9]]);
+        for causal in [true, false] {
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, causal, scale: 0.4 };
+            let (q, k, v) = (draws(15, 24, 1), draws(15, 12, 2), draws(15, 12, 3));
+            let fused = kernels::attention(&q, &k, &v, shape, &batch.offsets).unwrap().to_vec2::<f64>().unwrap();
+            let values = v.to_vec2::<f64>().unwrap();
+            let maps = attention_maps(&q, &k, shape, &batch).unwrap();
+            assert_eq!(maps.len(), 3);
+            for (sequence, map) in maps.iter().enumerate() {
+                let (map, rows) = (map.to_vec3::<f64>().unwrap(), batch.rows(sequence));
+                for (head, map) in map.iter().enumerate() {
+                    for (i, row) in map.iter().enumerate() {
+                        assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-14);
+                        assert!(!causal || row.iter().skip(i + 1).all(|&p| p == 0.0));
+                        for column in 0..6 {
+                            let at = |j: usize| values[rows.start + j][(head / 2) * 6 + column];
+                            let mixed: f64 = row.iter().enumerate().map(|(j, p)| p * at(j)).sum();
+                            let found = fused[rows.start + i][head * 6 + column];
+                            assert!((mixed - found).abs() < 1e-13, "{sequence} {head} {i}: {mixed} for {found}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_sequence_has_an_empty_map() {
+        let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 3, causal: true, scale: 1.0 };
+        let batch = Packed::from_sequences(&[vec![], vec![0; 2]]);
+        let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, &batch).unwrap();
+        assert_eq!((maps[0].dims(), maps[1].dims()), (&[2, 0, 0][..], &[2, 2, 2][..]));
+        assert_eq!(maps[1].dtype(), DType::F64);
+    }
+}

@@ -303,10 +303,10 @@ fn print_table(rows: &[DoseRow]) {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
         };
         say!(
-            "{:<10} {:>6} {:>6}{}  {:>8}  {:>10} {:>8} {:>9}",
+            "{:<10} {:>6} {:>6.3}{}  {:>8}  {:>10} {:>8} {:>9}",
             row.arm,
             row.dose_layer.map_or_else(|| "all".to_owned(), |layer| layer.to_string()),
-            format!("{:.3}", row.lambda),
+            row.lambda,
             if row.trained { "*" } else { " " },
             number(row.real_share, 4),
             number(row.similarity, 4),

@@ -201,15 +201,16 @@ impl<'a> PassState<'a> {
     /// that nothing would change there.
     pub(crate) fn without_peft(&self, layer: usize, roles: &[Role]) -> Option<Self> {
         roles.iter().find_map(|&role| self.module(layer, role))?;
-        Some(Self { peft: None, dropout: self.dropout, residual: None })
+        Some(Self { peft: None, dropout: self.dropout, residual: None, observed: None })
     }
 
     /// The same pass with nothing in the place of h0 (the arm `none`); `None` if no module of these roles in block
     /// `layer` (from 0) reads a λ term.
     pub(crate) fn without_h0(&self, layer: usize, roles: &[Role]) -> Option<Self> {
-        let residual = self.residual.as_ref()?.without_source()?;
+        let residual = self.residual.as_ref()?.in_block(layer).without_source()?;
         let mixed = |role: &Role| self.module(layer, *role).is_some_and(|m| m.planned.residual == Mixing::Mixed);
-        roles.iter().any(mixed).then_some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual) })
+        let residual = roles.iter().any(mixed).then_some(residual)?;
+        Some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual), observed: None })
     }
 
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {

@@ -19,7 +19,7 @@ fn table(path: &Path) -> Vec<Row> {
 }
 
 fn number(row: &Row, column: &str) -> f64 {
-    row[column].parse().unwrap_or_else(|_| panic!("{column} of {row:?}"))
+    row[column].parse().unwrap()
 }
 
 struct Place {

@@ -161,3 +161,37 @@ fn doses_change_no_file_and_are_refused_where_they_make_no_sense() {
     let unmixed = Peft::initial(&model, only_down, 1).unwrap();
     assert!(matches!(DoseStudy::new(&model, &unmixed, &[], &[], 3), Err(DoseError::NothingMixed)));
 }
+
+/// The largest value at the sites where the λ term changes what the feed-forward adds, by layer.
+#[derive(Default)]
+struct H0Terms(Vec<f64>);
+
+impl Probe for H0Terms {
+    fn record(&mut self, _: Site, _: usize, states: &Tensor, _: &Packed) -> Result<(), ModelError> {
+        let values: Vec<f32> = states.flatten_all()?.to_vec1()?;
+        self.0.push(values.iter().fold(0.0, |most, v| most.max(f64::from(v.abs()))));
+        Ok(())
+    }
+
+    fn wants(&self, site: Site, _: usize) -> bool {
+        site == Site::FeedForwardH0
+    }
+}
+
+#[test]
+fn the_sites_inside_a_block_see_its_own_dose() {
+    let model = model();
+    let peft = adapter(&model, Some(residual(0.3, Arm::H0)));
+    let dose = |lambda, arm| Dose { lambda, arm };
+    let terms = |doses: [Dose; 3]| {
+        let (peft, mut terms) = (peft.with_doses(&doses).unwrap(), H0Terms::default());
+        let batch = Packed::from_sequences(&[texts().remove(2).ids]);
+        model.hidden_states(&batch, &Pass::inference(Some(&peft)), &mut terms).unwrap();
+        terms.0
+    };
+    // The arm `none` adds nothing to take away, and at λ = 0 nothing is read.
+    let found = terms([dose(0.3, Arm::H0), dose(0.6, Arm::None), dose(0.0, Arm::Shuffled)]);
+    assert!(found[0] > 1e-4 && found[1..] == [0.0, 0.0], "{found:?}");
+    let found = terms([dose(0.0, Arm::H0), dose(0.6, Arm::Random), dose(0.3, Arm::None)]);
+    assert!(found[0] == 0.0 && found[1] > 1e-4 && found[2] == 0.0, "{found:?}");
+}

@@ -1,6 +1,5 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
-use super::similarity::write_chart;
 use super::{open, progress};
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
@@ -160,6 +159,12 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     if !quiet {
         eprintln!("wrote {}", args.out.display());
     }
+    Ok(())
+}
+
+fn write_chart(folder: &Path, stem: &str, chart: &report::Chart) -> Result<()> {
+    persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
+    persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The engine against values from torch, transformers and peft (`tests/golden`, made by its `make.py`).
 
+mod bert;
 mod sites;
 
 use crate::data::{Example, Packed};

@@ -1,17 +1,24 @@
-//! Similarity curves of several runs over the same texts.
+//! Measuring a run: chunks of texts through the model, once or twice, folded in the order of the input.
 
-use super::layers::Layers;
-use crate::data::Packed;
-use crate::measures::{CosineProbe, CosineValue, Point, TokenSet};
-use crate::model::{LoadedModel, ModelError, Pass};
+use super::baselines::stand_ins;
+use super::chunks::{CHUNK, Chunks, TextSupply, batches, pack};
+use super::means::RunMeans;
+use super::partner::partners;
+use super::plan::MeasurePlan;
+use super::pooled::Pooled;
+use super::recorder::{ChunkResult, Recorder};
+use super::run_values::{MeasuredText, RunValues};
+use super::states::{StatesError, StoredStates};
+use super::text_values::Stage;
+use crate::data::DataError;
+use crate::measures::{Cka, EmbeddingTable, Need, Point, TokenSet};
+use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::Peft;
-use crate::report::{PerTextRow, SimilarityRow};
-use crate::statistics::{self, Bootstrap, Interval, REPLICATES, StatisticsError};
-use std::collections::BTreeMap;
+use crate::persist::PersistError;
+use crate::probe::Site;
+use candle_core::{DType, Device};
+use std::collections::BTreeSet;
 use std::ops::Range;
-
-/// The level of every interval.
-const LEVEL: f64 = 0.95;
 
 /// A text ready to be measured by one model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,41 +31,10 @@ pub struct EncodedText {
     pub ids: Vec<u32>,
     /// Which tokens are special.
     pub special: Vec<bool>,
+    /// Token types; empty where all are 0.
+    pub types: Vec<u32>,
     /// The rows to measure; all run through the model.
     pub span: Range<usize>,
-}
-
-/// The two forms of the cosine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CosineForm {
-    /// As it is.
-    Plain,
-    /// With the corpus mean subtracted.
-    Centred,
-}
-
-impl CosineForm {
-    /// The measure's name in tables.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "cosine",
-            Self::Centred => "cosine_centred",
-        }
-    }
-}
-
-/// What one run gave for every text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunValues {
-    /// The run's name.
-    pub run: String,
-    /// Every point of its model.
-    pub points: Vec<Point>,
-    /// The texts' index, group and measured rows.
-    pub texts: Vec<(u64, Option<String>, usize)>,
-    /// By form, then text, point, token set.
-    pub values: BTreeMap<CosineForm, Vec<Vec<[CosineValue; 3]>>>,
 }
 
 /// Why similarity cannot be measured.
@@ -72,223 +48,345 @@ pub enum SimilarityError {
         /// Why.
         source: ModelError,
     },
-    /// An interval cannot be computed.
+    /// A text cannot be read or encoded.
     #[error(transparent)]
-    Statistics(#[from] StatisticsError),
+    Text(#[from] DataError),
+    /// Stored states cannot be read.
+    #[error("{run}: {source}")]
+    States {
+        /// The run.
+        run: String,
+        /// Why.
+        source: StatesError,
+    },
+    /// Unfinished work cannot be saved.
+    #[error(transparent)]
+    Save(#[from] PersistError),
 }
 
-/// Measures one run: a forward pass over the texts for the plain cosine and the corpus means, a second one
-/// for the centred form. `tick` hears how many texts each batch held.
+/// A model with what is plugged into it.
+#[derive(Debug, Clone, Copy)]
+pub struct RunModel<'a> {
+    /// The model.
+    pub transformer: &'a Transformer,
+    /// Its adapter.
+    pub peft: Option<&'a Peft>,
+}
+
+/// Where a run's hidden states come from.
+#[derive(Debug, Clone, Copy)]
+pub enum StateSource<'a> {
+    /// A model that is run.
+    Model(RunModel<'a>),
+    /// Files.
+    Stored(&'a StoredStates),
+}
+
+impl<'a> StateSource<'a> {
+    /// The model, if there is one.
+    #[must_use]
+    pub fn model(self) -> Option<RunModel<'a>> {
+        match self {
+            Self::Model(model) => Some(model),
+            Self::Stored(_) => None,
+        }
+    }
+
+    /// The width of a hidden state.
+    #[must_use]
+    pub fn width(self) -> usize {
+        match self {
+            Self::Model(model) => model.transformer.architecture().hidden_size,
+            Self::Stored(states) => states.width(),
+        }
+    }
+}
+
+/// One run to measure.
+#[derive(Clone, Copy)]
+pub struct RunInput<'a> {
+    /// The run's name.
+    pub name: &'a str,
+    /// What is measured.
+    pub source: StateSource<'a>,
+    /// The run that CKA compares with, on the same tokens.
+    pub reference: Option<RunModel<'a>>,
+    /// The corpus means of that run, which CKA centres it on.
+    pub reference_means: Option<&'a RunMeans>,
+    /// The texts.
+    pub texts: &'a dyn TextSupply,
+    /// The texts, by index, that lookup measures are taken of.
+    pub lookup: &'a BTreeSet<u64>,
+    /// Frozen corpus means; without them a second pass makes its own.
+    pub means: Option<&'a RunMeans>,
+    /// Whether each text's rows are taken from other texts of its chunk.
+    pub other_texts: bool,
+    /// Texts that run through the model together: bounds memory, changes no result.
+    pub batch_size: usize,
+}
+
+/// Which pass a run is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum PassNumber {
+    /// The one that needs no corpus means, or that has frozen ones.
+    #[default]
+    First,
+    /// The one that uses the first one's means.
+    Second,
+    /// None: all is measured.
+    Done,
+}
+
+/// What a run has given so far: what is saved and gone on from.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RunState {
+    /// The pass at hand.
+    pub pass: PassNumber,
+    /// Chunks that it has folded.
+    pub chunks: u64,
+    /// The texts that the first pass has seen.
+    pub texts: Vec<MeasuredText>,
+    /// By text, point, measure, token set; NaN is undefined.
+    pub values: Vec<f64>,
+    /// The first pass' accumulators, by point and token set.
+    pub first: Vec<[Pooled; 3]>,
+    /// The second pass' accumulators.
+    pub second: Vec<[Pooled; 3]>,
+}
+
+/// Who follows the work.
+pub trait Watch {
+    /// A batch of so many texts went through the model.
+    fn texts(&mut self, count: usize);
+
+    /// A chunk was folded; a watcher may save the state.
+    ///
+    /// # Errors
+    /// The state cannot be saved.
+    fn folded(&mut self, state: &RunState) -> Result<(), SimilarityError>;
+}
+
+/// A watcher that looks away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn texts(&mut self, _: usize) {}
+
+    fn folded(&mut self, _: &RunState) -> Result<(), SimilarityError> {
+        Ok(())
+    }
+}
+
+/// Measures one run from `state` on (an empty one at first) and returns its values and, if a first pass made them,
+/// its corpus means.
+///
+/// Every chunk is computed alone and folded in the order of the input: neither batch size nor threads nor an
+/// interruption change a bit of what is accumulated.
 ///
 /// # Errors
-/// A hidden state is not finite, or the model cannot be run.
+/// A hidden state is not finite, the model cannot be run, a text cannot be read, or the watcher fails.
 pub fn measure_run(
-    run: &str,
-    model: &LoadedModel,
-    peft: Option<&Peft>,
-    texts: &[EncodedText],
-    layers: &Layers,
-    batch_size: usize,
-    tick: &mut dyn FnMut(usize),
-) -> Result<RunValues, SimilarityError> {
-    let depth = model.transformer.architecture().layers;
-    let frozen = peft.map(Peft::frozen);
-    let pass = Pass::inference(frozen.as_ref());
-    let mut forms = BTreeMap::new();
-    let mut centre = None;
-    let mut points = Vec::new();
-    for form in [CosineForm::Plain, CosineForm::Centred] {
-        let mut probe = CosineProbe::new(depth, centre.take()).only(|point| layers.contains(point));
-        for group in texts.chunks(batch_size.max(1)) {
-            let sequences: Vec<&[u32]> = group.iter().map(|t| t.ids.as_slice()).collect();
-            let batch = Packed::from_sequences(&sequences);
-            probe.expect(group.iter().map(|t| (t.special.as_slice(), t.span.clone())));
-            model
-                .transformer
-                .hidden_states(&batch, &pass, &mut probe)
-                .map_err(|source| SimilarityError::Run { run: run.to_owned(), source })?;
-            tick(group.len());
-        }
-        centre = Some(probe.corpus_means());
-        points = probe.points().to_vec();
-        forms.insert(form, probe.values().to_vec());
+    input: &RunInput<'_>,
+    plan: &MeasurePlan,
+    mut state: RunState,
+    watch: &mut dyn Watch,
+) -> Result<(RunValues, Option<RunMeans>), SimilarityError> {
+    let own_means = plan.second_pass() && input.means.is_none();
+    let table = Table::new(input, plan).map_err(|source| failed(input, source))?;
+    let measured = Measured { input, plan, table: table.view() };
+    if state.pass == PassNumber::First {
+        let stage = Stage { first: true, means: input.means, wanted: plan.wanted(own_means) };
+        measured.pass(stage, &mut state, watch)?;
+        state.pass = if own_means { PassNumber::Second } else { PassNumber::Done };
+        state.chunks = 0;
     }
-    let texts = texts.iter().map(|t| (t.index, t.group.clone(), t.span.len())).collect();
-    Ok(RunValues { run: run.to_owned(), points, texts, values: forms })
+    let means = own_means.then(|| RunMeans::of(&plan.points, &state.first, plan.needs(Need::CorpusDeviation)));
+    if state.pass == PassNumber::Second {
+        let stage = Stage { first: false, means: means.as_ref(), wanted: Default::default() };
+        measured.pass(stage, &mut state, watch)?;
+        (state.pass, state.chunks) = (PassNumber::Done, 0);
+    }
+    watch.folded(&state)?;
+    let mut pooled = state.first;
+    for (own, second) in pooled.iter_mut().zip(&state.second) {
+        // The texts were counted in the first pass already.
+        own.iter_mut().zip(second).for_each(|(own, second)| own.merge(&Pooled { texts: 0, ..second.clone() }));
+    }
+    Ok((RunValues::new(input.name, plan, state.texts, state.values, &pooled), means))
 }
 
-/// The table of several runs over the same texts; `reference` is the run that differences are against.
-///
-/// # Errors
-/// An interval cannot be computed.
-pub fn similarity_rows(
-    runs: &[RunValues],
-    layers: &Layers,
-    reference: usize,
-    seed: u64,
-) -> Result<Vec<SimilarityRow>, StatisticsError> {
-    let mut rows = Vec::new();
-    let mut intervals = Intervals::new(seed);
-    for (index, run) in runs.iter().enumerate() {
-        let against = runs.get(reference).filter(|_| index != reference);
-        for group in groups(run) {
-            for (at, point) in run.points.iter().enumerate().filter(|(_, p)| layers.contains(**p)) {
-                for &form in run.values.keys() {
-                    for tokens in TokenSet::ALL {
-                        let own = series(run, &group, at, form, tokens);
-                        let other = against.and_then(|r| {
-                            let place = r.points.iter().position(|p| p == point)?;
-                            Some(series(r, &group, place, form, tokens))
-                        });
-                        let row = SimilarityRow {
-                            run: run.run.clone(),
-                            group: group.clone(),
-                            layer: point.layer as u32,
-                            site: point.site.to_string(),
-                            measure: form.name().to_owned(),
-                            tokens: tokens.to_string(),
-                            mean: None,
-                            std: None,
-                            ci_low: None,
-                            ci_high: None,
-                            texts: 0,
-                            reference: against.map(|r| r.run.clone()),
-                            diff: None,
-                            diff_ci_low: None,
-                            diff_ci_high: None,
-                        };
-                        intervals.fill(rows.len(), own, other)?;
-                        rows.push(row);
-                    }
-                }
+fn failed(input: &RunInput<'_>, source: ModelError) -> SimilarityError {
+    SimilarityError::Run { run: input.name.to_owned(), source }
+}
+
+/// A run with its embedding table.
+struct Measured<'a> {
+    input: &'a RunInput<'a>,
+    plan: &'a MeasurePlan,
+    table: Option<EmbeddingTable<'a>>,
+}
+
+impl Measured<'_> {
+    fn pass(&self, stage: Stage<'_>, state: &mut RunState, watch: &mut dyn Watch) -> Result<(), SimilarityError> {
+        let mut done = 0;
+        for (number, chunk) in (0u64..).zip(Chunks::open(self.input.texts)?) {
+            let chunk = chunk?;
+            let first = done;
+            done += chunk.len();
+            if number < state.chunks {
+                continue;
             }
+            let result = self.chunk(&chunk, stage, watch)?;
+            self.fold(&chunk, first, stage, result, state);
+            state.chunks = number + 1;
+            watch.folded(state)?;
         }
-    }
-    intervals.finish(&mut rows)?;
-    Ok(rows)
-}
-
-/// `None` first (all texts), then every group in order of appearance.
-fn groups(run: &RunValues) -> Vec<Option<String>> {
-    let mut all = vec![None];
-    for (_, group, _) in &run.texts {
-        if group.is_some() && !all.contains(group) {
-            all.push(group.clone());
-        }
-    }
-    all
-}
-
-fn series(
-    run: &RunValues,
-    group: &Option<String>,
-    point: usize,
-    form: CosineForm,
-    tokens: TokenSet,
-) -> Vec<Option<f64>> {
-    let values = run.values.get(&form).map(Vec::as_slice).unwrap_or_default();
-    let members = run.texts.iter().zip(values).filter(|((_, g, _), _)| group.is_none() || g == group);
-    members.map(|(_, text)| text.get(point).and_then(|sets| sets.get(tokens as usize)?.value)).collect()
-}
-
-/// Collects series that share their texts, so that each set of texts is resampled once.
-struct Intervals {
-    seed: u64,
-    /// By which texts are defined.
-    pending: BTreeMap<Vec<bool>, Vec<Pending>>,
-    moments: Vec<(usize, bool, f64, Option<f64>, u64)>,
-}
-
-/// A series that waits for its interval.
-struct Pending {
-    /// The row that it belongs to.
-    row: usize,
-    /// Whether it is the difference to the reference.
-    difference: bool,
-    values: Vec<f64>,
-}
-
-impl Intervals {
-    fn new(seed: u64) -> Self {
-        Self { seed, pending: BTreeMap::new(), moments: Vec::new() }
-    }
-
-    fn fill(
-        &mut self,
-        row: usize,
-        own: Vec<Option<f64>>,
-        other: Option<Vec<Option<f64>>>,
-    ) -> Result<(), StatisticsError> {
-        if let Some(other) = other {
-            let pairs = own.iter().zip(&other).map(|(a, b)| Some((*a)? - (*b)?)).collect();
-            self.add(row, true, pairs)?;
-        }
-        self.add(row, false, own)
-    }
-
-    fn add(&mut self, row: usize, difference: bool, values: Vec<Option<f64>>) -> Result<(), StatisticsError> {
-        let mask: Vec<bool> = values.iter().map(Option::is_some).collect();
-        let defined: Vec<f64> = values.into_iter().flatten().collect();
-        if defined.is_empty() {
-            return Ok(());
-        }
-        let (mean, std) = statistics::mean_and_std(&defined)?;
-        self.moments.push((row, difference, mean, std, defined.len() as u64));
-        self.pending.entry(mask).or_default().push(Pending { row, difference, values: defined });
         Ok(())
     }
 
-    fn finish(self, rows: &mut [SimilarityRow]) -> Result<(), StatisticsError> {
-        for (row, difference, mean, std, texts) in self.moments {
-            let Some(row) = rows.get_mut(row) else { continue };
-            if difference {
-                row.diff = Some(mean);
-            } else {
-                (row.mean, row.std, row.texts) = (Some(mean), std, texts);
-            }
-        }
-        for entries in self.pending.into_values() {
-            let items = entries.first().map_or(0, |entry| entry.values.len());
-            let series: Vec<&[f64]> = entries.iter().map(|entry| entry.values.as_slice()).collect();
-            let found = Bootstrap::new(items, REPLICATES, self.seed)?.intervals(&series, LEVEL)?;
-            for (entry, Interval { low, high }) in entries.iter().zip(found) {
-                let Some(row) = rows.get_mut(entry.row) else { continue };
-                if entry.difference {
-                    (row.diff_ci_low, row.diff_ci_high) = (Some(low), Some(high));
-                } else {
-                    (row.ci_low, row.ci_high) = (Some(low), Some(high));
+    /// What a chunk gives, alone.
+    fn chunk(
+        &self,
+        chunk: &[EncodedText],
+        stage: Stage<'_>,
+        watch: &mut dyn Watch,
+    ) -> Result<ChunkResult, SimilarityError> {
+        let input = self.input;
+        let pooled = self.plan.points.iter().map(|&point| self.empty(point, stage)).collect();
+        // Stored states have no attention maps, which alone ask for it.
+        let causal = input.source.model().is_none_or(|model| model.transformer.architecture().causal);
+        let mut recorder = Recorder::new(self.plan, stage, self.table.as_ref(), causal, chunk.len(), pooled);
+        // Rows can stand in for each other only where they are computed together.
+        let size = if input.other_texts { CHUNK as usize } else { input.batch_size };
+        for batch in batches(chunk, size) {
+            let stand_ins = match input.other_texts {
+                true => match stand_ins(chunk, &batch, self.plan.seed) {
+                    None => {
+                        watch.texts(batch.len());
+                        continue;
+                    }
+                    found => found,
+                },
+                false => None,
+            };
+            let packed = pack(chunk, &batch);
+            let expect = || -> Result<(), ModelError> {
+                let model = input.source.model().filter(|_| stage.first && self.plan.needs(Need::H0));
+                let h0 = model.map(|model| model.transformer.h0(&packed)).transpose()?;
+                recorder.expect(chunk, &batch, h0, |index| input.lookup.contains(&index), stand_ins)
+            };
+            expect().map_err(|source| failed(input, source))?;
+            match input.source {
+                StateSource::Model(model) => {
+                    self.forward(model, &packed, stage, &mut recorder).map_err(|source| failed(input, source))?
+                }
+                StateSource::Stored(states) => {
+                    let texts: Vec<u64> = batch.iter().filter_map(|&p| chunk.get(p)).map(|text| text.index).collect();
+                    let run = input.name.to_owned();
+                    states.replay(&texts, &mut recorder).map_err(|source| SimilarityError::States { run, source })?;
                 }
             }
+            watch.texts(batch.len());
         }
-        Ok(())
+        Ok(recorder.finish())
+    }
+
+    fn forward(
+        &self,
+        model: RunModel<'_>,
+        packed: &crate::data::Packed,
+        stage: Stage<'_>,
+        recorder: &mut Recorder<'_>,
+    ) -> Result<(), ModelError> {
+        let frozen = model.peft.map(Peft::frozen);
+        let pass = Pass::inference(frozen.as_ref());
+        let transformer = model.transformer;
+        let Some(reference) = self.reference(stage) else {
+            return transformer.hidden_states(packed, &pass, recorder).map(|_| ());
+        };
+        let other = reference.peft.map(Peft::frozen);
+        let (mut sender, partner) = partners(&self.plan.points);
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(move || {
+                let pass = Pass::inference(other.as_ref());
+                reference.transformer.hidden_states(packed, &pass, &mut sender).map(|_| ())
+            });
+            recorder.partner = Some(partner);
+            let own = transformer.hidden_states(packed, &pass, recorder).map(|_| ());
+            // Hanging up lets the other side run to its end.
+            recorder.partner = None;
+            let beside = beside.join().unwrap_or_else(|_| {
+                Err(ModelError::Tensor(candle_core::Error::Msg("the reference run stopped".to_owned())))
+            });
+            own.and(beside)
+        })
+    }
+
+    /// The run to compare with in this stage.
+    fn reference(&self, stage: Stage<'_>) -> Option<RunModel<'_>> {
+        self.input.reference.filter(|_| stage.means.is_some() && self.plan.needs(Need::CentredReference))
+    }
+
+    /// Empty accumulators of a stage at a point.
+    fn empty(&self, point: Point, stage: Stage<'_>) -> [Pooled; 3] {
+        let width = self.input.source.width();
+        TokenSet::ALL.map(|set| {
+            let mut pooled = match stage.first {
+                true => Pooled::new(self.plan.kept(stage.wanted.sum), width, self.plan.seed),
+                false => Pooled::default(),
+            };
+            let mean = |point: Point| Some(stage.means?.get(point, set)?.mean.clone());
+            if let (true, Some(own)) = (self.plan.needs(Need::CentredLayer0), mean(point)) {
+                let layer0 = mean(Point { site: Site::Embedding, layer: 0 });
+                pooled.cka_layer0 = layer0.map(|layer0| Cka::new(layer0, own));
+            }
+            if let (Some(_), Some(own)) = (self.reference(stage), mean(point)) {
+                let reference = self.input.reference_means.and_then(|means| Some(means.get(point, set)?.mean.clone()));
+                pooled.cka_base = reference.map(|reference| Cka::new(reference, own));
+            }
+            pooled
+        })
+    }
+
+    /// Folds a chunk, whose first text is the run's number `first`, into the state.
+    fn fold(&self, chunk: &[EncodedText], first: usize, stage: Stage<'_>, result: ChunkResult, state: &mut RunState) {
+        if stage.first {
+            state.texts.extend(chunk.iter().map(|text| MeasuredText {
+                index: text.index,
+                group: text.group.clone(),
+                tokens: text.span.len(),
+            }));
+            state.values.resize(state.texts.len() * self.plan.values_a_text(), f64::NAN);
+        }
+        let own = state.values.iter_mut().skip(first * self.plan.values_a_text());
+        own.zip(&result.values).filter(|(_, new)| !new.is_nan()).for_each(|(cell, new)| *cell = *new);
+        let pooled = if stage.first { &mut state.first } else { &mut state.second };
+        pooled.resize(self.plan.points.len(), Default::default());
+        for (own, new) in pooled.iter_mut().zip(&result.pooled) {
+            own.iter_mut().zip(new).for_each(|(own, new)| own.merge(new));
+        }
     }
 }
 
-/// The table of every text.
-#[must_use]
-pub fn per_text_rows(runs: &[RunValues], layers: &Layers) -> Vec<PerTextRow> {
-    let mut rows = Vec::new();
-    for run in runs {
-        for (text, (index, group, tokens_read)) in run.texts.iter().enumerate() {
-            for (at, point) in run.points.iter().enumerate().filter(|(_, p)| layers.contains(**p)) {
-                for (form, values) in &run.values {
-                    for tokens in TokenSet::ALL {
-                        let value = values.get(text).and_then(|t| t.get(at)?.get(tokens as usize)?.value);
-                        rows.push(PerTextRow {
-                            run: run.run.clone(),
-                            group: group.clone(),
-                            text: *index,
-                            n_tokens: *tokens_read as u32,
-                            layer: point.layer as u32,
-                            site: point.site.to_string(),
-                            measure: form.name().to_owned(),
-                            tokens: tokens.to_string(),
-                            value,
-                        });
-                    }
-                }
-            }
-        }
+/// The embedding table in f32, where a lookup asks for it.
+struct Table {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Table {
+    fn new(input: &RunInput<'_>, plan: &MeasurePlan) -> Result<Self, ModelError> {
+        let Some(model) = input.source.model().filter(|_| plan.needs(Need::EmbeddingTable)) else {
+            return Ok(Self { values: Vec::new(), width: input.source.width() });
+        };
+        let embedding = model.transformer.embedding();
+        let width = embedding.dim(1)?;
+        let values = embedding.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        Ok(Self { values, width })
     }
-    rows
+
+    fn view(&self) -> Option<EmbeddingTable<'_>> {
+        EmbeddingTable::new(&self.values, self.width)
+    }
 }

@@ -3,7 +3,7 @@
 use super::open;
 use crate::hub::{self, HubSettings};
 use crate::model::gguf::Gguf;
-use crate::model::{Architecture, EMBEDDED, ModelError, families};
+use crate::model::{Architecture, EMBEDDED, Head, ModelError, families};
 use crate::peft::{Arm, Method, Mixing, PeftConfig, Plan};
 use crate::train::{MethodName, TrainConfig};
 use anyhow::Result;
@@ -105,17 +105,14 @@ fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         a.kv_heads,
         a.intermediate_size,
         a.vocab_size,
-        if a.tied_head { "tied" } else { "own" }
+        a.head
     );
     say!("h0          {} (what the initial residual would mix in)", a.h0_kind);
-    say!(
-        "layers      0 = embedding, 1..{} = blocks; transformers' hidden_states[l] is layer l for l < {}, and \
-         hidden_states[{}] is layer {} after the final norm",
-        a.layers,
-        a.layers,
-        a.layers,
-        a.layers
-    );
+    let theirs = match a.has_final_norm() {
+        true => format!("l < {l}, and hidden_states[{l}] is layer {l} after the final norm", l = a.layers),
+        false => "every l: there is no final norm".to_owned(),
+    };
+    say!("layers      0 = embedding, 1..{} = blocks; transformers' hidden_states[l] is layer l for {theirs}", a.layers);
     let Some((config, plan)) = plan else { return };
     say!("\nmethod      {}, scale {}", config.method, config.method.scale());
     match &config.residual {
@@ -180,7 +177,8 @@ fn print_json(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         "head_dim": a.head_dim,
         "intermediate_size": a.intermediate_size,
         "vocab_size": a.vocab_size,
-        "tied_head": a.tied_head,
+        "tied_head": a.head == Head::Tied,
+        "final_norm": a.has_final_norm(),
         "h0": a.h0_kind,
     });
     if let (Some((config, plan)), Some(object)) = (plan, value.as_object_mut()) {

@@ -13,6 +13,8 @@ mod pretrain;
 mod progress;
 mod reproduce;
 mod similarity;
+mod states;
+mod token_pairs;
 mod train;
 
 use clap::{Args, Parser, Subcommand};

@@ -1,23 +1,26 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
-use super::{open, progress};
+mod figures;
+mod work;
+
+use super::{open, states, token_pairs};
+use crate::analysis::baselines::Baseline;
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
+use crate::analysis::plan::{LOOKUP_TEXTS, Sites};
+use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
-use crate::analysis::similarity::{self, CosineForm, EncodedText, RunValues};
-use crate::data::{ChatTemplate, Content, Span, Template, TextOptions, TextSource, Tokenize, clip, encode_text};
+use crate::analysis::tables;
+use crate::data::Span;
 use crate::hash;
-use crate::model::LoadedModel;
-use crate::peft::load_adapter;
+use crate::measures::{Measure, parse_measures};
 use crate::persist;
-use crate::report::{
-    self, CurveOptions, Depth, Shown, SimilarityRow, Width, per_text_frame, similarity_chart, similarity_frame,
-};
+use crate::report::{self, SimilarityRow, per_text_frame, similarity_frame};
 use crate::train::DtypeName;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
-use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use serde_json::json;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(super) struct SimilarityArgs {
@@ -36,92 +39,148 @@ pub(super) struct SimilarityArgs {
     /// The run that differences are against; by default the first.
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// The texts: .txt (a text a line), .csv, .json or .jsonl.
-    #[arg(long)]
-    texts: PathBuf,
+    /// The texts: .txt (a text a line), .csv, .json or .jsonl. Stored states (--states) hold their own.
+    #[arg(long, required_unless_present = "states")]
+    texts: Option<PathBuf>,
     /// The CSV column or JSON key that holds the text.
-    #[arg(long)]
+    #[arg(long, requires = "texts")]
     field: Option<String>,
     /// One curve for each value of this column or key, beside the one for all texts.
-    #[arg(long, value_name = "FIELD")]
+    #[arg(long, value_name = "FIELD", requires = "texts")]
     group_by: Option<String>,
     /// The file holds instruction or chat records; render them so: alpaca, released, short, or a file.
-    #[arg(long, conflicts_with = "field")]
+    #[arg(long, conflicts_with = "field", requires = "texts")]
     template: Option<String>,
     /// Which part is measured; the whole text runs through the model. The constant words of a prompt
     /// raise similarity: `response` leaves them out.
-    #[arg(long, default_value = "all")]
+    #[arg(long, default_value = "all", requires = "texts")]
     span: Span,
     /// Only texts of at least N tokens, cut to N: equal length, since similarity depends on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     tokens: Option<usize>,
     /// Longest text in tokens; longer ones are cut. By default the model's context.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     max_tokens: Option<usize>,
     /// Only the first N texts.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "texts")]
     limit: Option<usize>,
-    /// Texts that run through the model together; changes speed, not results.
+    /// Names and classes of measures: all, streaming, matrix, lookup, or cosine,effective_rank,…
+    #[arg(long, value_name = "LIST", default_value = "cosine,cosine_centred")]
+    measures: String,
+    /// Where in the model: usual (embedding, blocks, final norm), all, or names such as
+    /// attention,feed_forward,after_attention,head_0. Sites inside a block cost their own computation.
+    #[arg(long, value_name = "LIST", default_value = "usual")]
+    sites: Sites,
+    /// Texts, drawn by --seed, that the lookup measures are taken of: they cost far more than the others.
+    #[arg(long, value_name = "N", default_value_t = LOOKUP_TEXTS)]
+    lookup_texts: usize,
+    /// Corpus means of an earlier run (its means.safetensors): centres on them, and saves the second pass.
+    #[arg(long, value_name = "FILE")]
+    means: Option<PathBuf>,
+    /// Null baselines of every run, drawn grey: texts (tokens of different texts), untrained (the same
+    /// architecture, random weights), shuffled (token order).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "texts")]
+    baselines: Vec<Baseline>,
+    /// Check the numbers on N drawn texts: alone against in a batch, f64 against the compute type, all pairs
+    /// against the one sweep. The largest deviations go into manifest.json and below the figures.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", requires = "texts")]
+    audit: Option<usize>,
+    /// Texts that run through the model together; bounds memory, changes no result.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// all, 0,4,8 or 2..10 (both ends). 0 is the embedding, 1..L the blocks; transformers' hidden_states[l]
-    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm.
+    /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm, or layer L itself where a
+    /// model has no final norm (BERT).
     #[arg(long, default_value = "all")]
     layers: Layers,
     /// Draw depth as a share of each model's layers.
     #[arg(long)]
     relative: bool,
-    /// Seed of the bootstrap.
+    /// Seed of the bootstrap, of samples and of baselines.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Seconds between two saves of unfinished work; the same command goes on from the last.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    save_every: u64,
     /// What is computed in.
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", requires = "texts")]
     dtype: DtypeName,
     /// auto or cpu.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet and manifest.json.
+    /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet, means.safetensors and manifest.json.
     #[arg(long, default_value = "similarity")]
     out: PathBuf,
+    #[command(flatten)]
+    pairs: token_pairs::PairArgs,
+    #[command(flatten)]
+    states: states::StatesArgs,
 }
 
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
+    let measures = parse_measures(&args.measures).map_err(|e| anyhow!("--measures: {e}"))?;
     let specs = run_specs(args)?;
+    let stored = args.states.specs()?;
+    let names = specs.iter().map(|s| s.name.as_str()).chain(stored.iter().map(|s| s.name.as_str()));
+    let names: Vec<&str> = names.collect();
+    check_names(&names)?;
     let reference = match &args.reference {
         None => 0,
-        Some(name) => specs.iter().position(|s| &s.name == name).ok_or_else(|| {
-            let names: Vec<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-            anyhow!("--reference {name}: no such run; there are {}", names.join(", "))
-        })?,
+        Some(name) => names
+            .iter()
+            .position(|n| n == name)
+            .ok_or_else(|| anyhow!("--reference {name}: no such run; there are {}", names.join(", ")))?,
     };
+    let asked = args.measures.split(',').any(|name| name.trim() == Measure::CkaBase.name());
+    ensure!(
+        !asked || specs.len() > 1,
+        "--measures cka_base compares a run with the reference run; add an --adapter or a --run"
+    );
     // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
-    let texts_sha256 = hash::sha256_file(&args.texts).with_context(|| open::unreadable(&args.texts))?;
-    let (runs, described) = measure(args, &specs, quiet)?;
+    let texts = args.texts.as_ref();
+    let texts_sha256 =
+        texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
+    let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
-    let rows = similarity::similarity_rows(&runs, &args.layers, reference, args.seed)?;
+    let rows = tables::similarity_rows(&done.runs, &done.references, args.seed)?;
     report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
-    let per_text = similarity::per_text_rows(&runs, &args.layers);
-    report::write_parquet(&args.out.join("per_text.parquet"), &mut per_text_frame(&per_text)?)?;
-    draw(args, &rows)?;
+    report::write_parquet(
+        &args.out.join("per_text.parquet"),
+        &mut per_text_frame(&tables::per_text_rows(&done.runs))?,
+    )?;
+    if !done.means.is_empty() {
+        done.means.write(&args.out.join("means.safetensors"))?;
+    }
+    figures::draw(args, &measures, &rows, done.audit.as_ref())?;
+    if let Some(audit) = &done.audit {
+        manifest.set("audit", audit.json());
+    }
+    token_pairs::write(&args.out, &done.request, &done.pairs)?;
+    if !done.request.is_empty() {
+        manifest.set("token_pairs", args.pairs.describe());
+    }
+    let measured: Vec<&str> = measures.iter().map(|m| m.name()).collect();
     manifest
-        .set("runs", described)
-        .set("reference", specs.get(reference).map(|s| s.name.clone()).unwrap_or_default())
-        .set("texts", args.texts.display().to_string())
+        .set("runs", done.described)
+        .set("reference", names.get(reference).copied().unwrap_or_default())
+        .set("measures", measured)
+        .set("texts", texts.map(|texts| texts.display().to_string()))
         .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
         .set("device", "cpu")
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());
     manifest.write(&args.out)?;
-    print_table(&rows, &runs);
-    eprintln_unless(quiet, &format!("wrote {}", args.out.display()));
+    work::remove_progress(&args.out)?;
+    print_table(&rows, &done.runs);
+    say_unless(quiet, &format!("wrote {}", args.out.display()));
     Ok(())
 }
 
-fn eprintln_unless(quiet: bool, line: &str) {
+fn say_unless(quiet: bool, line: &str) {
     if !quiet {
         eprintln!("{line}");
     }
@@ -141,159 +200,47 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     for text in &args.run {
         specs.push(RunSpec::parse(text).map_err(|e| anyhow!(e))?);
     }
-    ensure!(!specs.is_empty(), "nothing to measure: give --model or --run");
-    for (i, spec) in specs.iter().enumerate() {
-        let twice = specs.iter().take(i).any(|other| other.name == spec.name);
-        ensure!(!twice, "two runs are called {}; give each its own name", spec.name);
-    }
+    let nothing = specs.is_empty() && args.states.states.is_empty();
+    ensure!(!nothing, "nothing to measure: give --model, --run or --states");
+    ensure!(specs.is_empty() || args.texts.is_some(), "--texts is missing: a model is measured on texts");
+    let unread = specs.is_empty() && args.texts.is_some();
+    ensure!(!unread, "--texts needs --model or --run: stored states hold their own texts");
+    let saved = args.states.save_states.is_some();
+    ensure!(!saved || !specs.is_empty(), "--save-states needs a model: give --model or --run");
     Ok(specs)
 }
 
-/// The model that the last run used, with the texts in its tokens.
-struct Current<'s> {
-    key: (&'s str, Option<&'s str>),
-    model: LoadedModel,
-    texts: Vec<EncodedText>,
-}
-
-fn measure(args: &SimilarityArgs, specs: &[RunSpec], quiet: bool) -> Result<(Vec<RunValues>, Vec<Value>)> {
-    let device = open::device(&args.device)?;
-    let (mut runs, mut described) = (Vec::new(), Vec::new());
-    // Runs of the same model, which mostly follow each other, load it once.
-    let mut current: Option<Current<'_>> = None;
-    let bar = progress::bar(0, "texts", quiet);
-    for spec in specs {
-        bar.set_prefix(spec.name.clone());
-        let key = (spec.model.as_str(), spec.revision.as_deref());
-        let (model, encoded) = match current.take() {
-            Some(current) if current.key == key => (current.model, current.texts),
-            _ => {
-                let model = open::model(&spec.model, spec.revision.as_deref(), args.dtype.into(), &device)?;
-                let depth = model.transformer.architecture().layers;
-                args.layers.check(depth, &spec.model).map_err(|e| anyhow!(e))?;
-                let encoded = encode(args, &model)?;
-                (model, encoded)
-            }
-        };
-        let peft = match &spec.adapter {
-            Some(folder) => Some(load_adapter(folder, &model.transformer)?),
-            None => None,
-        };
-        bar.inc_length(2 * encoded.len() as u64);
-        let mut tick = |n: usize| bar.inc(n as u64);
-        runs.push(similarity::measure_run(
-            &spec.name,
-            &model,
-            peft.as_ref(),
-            &encoded,
-            &args.layers,
-            args.batch_size,
-            &mut tick,
-        )?);
-        described.push(describe(spec, &model, encoded.len())?);
-        current = Some(Current { key, model, texts: encoded });
+fn check_names(names: &[&str]) -> Result<()> {
+    for (i, name) in names.iter().enumerate() {
+        ensure!(!names.iter().take(i).any(|other| other == name), "two runs are called {name}; give each its own name");
     }
-    bar.finish_and_clear();
-    Ok((runs, described))
-}
-
-fn describe(spec: &RunSpec, model: &LoadedModel, texts: usize) -> Result<Value> {
-    let adapter = match &spec.adapter {
-        Some(folder) => {
-            let weights = folder.join("adapter_model.safetensors");
-            let sha = hash::sha256_file(&weights).with_context(|| open::unreadable(&weights))?;
-            json!({"folder": folder.display().to_string(), "sha256": sha})
-        }
-        None => Value::Null,
-    };
-    Ok(json!({
-        "name": spec.name,
-        "model": spec.model,
-        "revision": spec.revision,
-        "model_sha256": model.hashes()?,
-        "tokenizer_sha256": model.tokenizer.sha256(),
-        "adapter": adapter,
-        "texts_measured": texts,
-    }))
-}
-
-fn encode(args: &SimilarityArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
-    let tokenizer: &dyn Tokenize = &model.tokenizer;
-    let content = match &args.template {
-        Some(template) => Content::Record(Template::parse(template)?),
-        None => Content::Field(args.field.clone()),
-    };
-    let chat = match tokenizer.chat_template() {
-        Some(_) => Some(ChatTemplate::of(tokenizer)?),
-        None => None,
-    };
-    let options = TextOptions { content, group_by: args.group_by.clone(), chat };
-    let context = model.transformer.architecture().max_positions;
-    let longest = args.max_tokens.map_or(context, |n| n.min(context));
-    let limit = args.limit.unwrap_or(usize::MAX);
-    let mut all = Vec::new();
-    for text in TextSource::open(&args.texts, options)?.take(limit) {
-        let text = text?;
-        let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
-        let span = args.span.rows(&text, &encoded).map_err(|e| e.at(args.texts.display().to_string()))?;
-        if let Some(encoded) = clip(encoded, Some(longest), args.tokens) {
-            let end = encoded.ids.len();
-            all.push(EncodedText {
-                index: text.index as u64,
-                group: text.group,
-                ids: encoded.ids,
-                special: encoded.special,
-                span: span.start.min(end)..span.end.min(end),
-            });
-        }
-    }
-    let what =
-        args.tokens.map_or_else(|| "no text in it".to_owned(), |n| format!("no text of {n} tokens; lower --tokens"));
-    ensure!(!all.is_empty(), "{}: {what}", args.texts.display());
-    Ok(all)
-}
-
-fn draw(args: &SimilarityArgs, rows: &[SimilarityRow]) -> Result<()> {
-    let options = CurveOptions {
-        title: "Token similarity over the layers".to_owned(),
-        panels: vec![("cosine".to_owned(), "all".to_owned()), ("cosine_centred".to_owned(), "no_first".to_owned())],
-        depth: if args.relative { Depth::Relative } else { Depth::Layers },
-        shown: Shown::Mean,
-        width: Width::TwoColumn,
-    };
-    write_chart(&args.out, "similarity", &similarity_chart(rows, &options))
-}
-
-/// Writes a chart as PNG and SVG.
-pub(super) fn write_chart(folder: &Path, stem: &str, chart: &report::Chart) -> Result<()> {
-    persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
-    persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
     Ok(())
 }
 
-/// The mean cosine of every run, a line a layer.
+/// The means of every run for the first measure that was asked for, a line a layer and site.
 fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
-    let shown: Vec<&SimilarityRow> = rows
-        .iter()
-        .filter(|r| r.group.is_none() && r.measure == CosineForm::Plain.name() && r.tokens == "all")
-        .collect();
-    let mut points: Vec<(u32, &str)> = shown.iter().map(|r| (r.layer, r.site.as_str())).collect();
-    points.dedup();
-    let mut seen = Vec::new();
-    points.retain(|point| {
-        if seen.contains(point) {
-            false
-        } else {
-            seen.push(*point);
-            true
+    let Some(measure) = rows.first().map(|row| row.measure.clone()) else { return };
+    let shown: Vec<&SimilarityRow> =
+        rows.iter().filter(|r| r.group.is_none() && r.measure == measure && r.tokens == "all").collect();
+    let mut points: Vec<(u32, &str)> = Vec::new();
+    for row in &shown {
+        let point = (row.layer, row.site.as_str());
+        if !points.contains(&point) {
+            points.push(point);
         }
-    });
-    say!("{:>5}  {:<10}  {}", "layer", "site", runs.iter().map(|r| format!("{:>12}", r.run)).collect::<String>());
+    }
+    let wide = runs.iter().map(|run| run.run.chars().count()).max().unwrap_or(0).max(10) + 2;
+    let site_wide = points.iter().map(|(_, site)| site.len()).max().unwrap_or(0).max(10);
+    let heads = runs.iter().map(|run| format!("{:>wide$}", run.run)).collect::<String>();
+    if measure != Measure::Cosine.name() {
+        say!("{measure}, all tokens");
+    }
+    say!("{:>5}  {:<site_wide$}  {heads}", "layer", "site");
     for (layer, site) in points {
         let values = runs.iter().map(|run| {
             let row = shown.iter().find(|r| r.run == run.run && r.layer == layer && r.site == site);
-            row.and_then(|r| r.mean).map_or_else(|| format!("{:>12}", "-"), |mean| format!("{mean:>12.4}"))
+            row.and_then(|r| r.mean).map_or_else(|| format!("{:>wide$}", "-"), |mean| format!("{mean:>wide$.4}"))
         });
-        say!("{layer:>5}  {site:<10}  {}", values.collect::<String>());
+        say!("{layer:>5}  {site:<site_wide$}  {}", values.collect::<String>());
     }
 }

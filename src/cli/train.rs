@@ -4,8 +4,7 @@ use super::progress::TrainingProgress;
 use super::{inspect, open};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
-    EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, encode_text, read_records,
-    split_validation,
+    EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
 };
 use crate::hash;
 use crate::model::{LoadedModel, ModelError};
@@ -242,6 +241,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     let device = open::device(&config.device)?;
     let model = open::model(&config.model, config.revision.as_deref(), config.dtype.into(), &device)?;
+    model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     let hashes = model.hashes()?;
     let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
     let (data, notes) = prepare_data(&config, &model)?;
@@ -343,7 +343,7 @@ fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<(V
     let mut texts = Vec::new();
     for text in TextSource::open(path, TextOptions::default())? {
         let text = text?;
-        let encoded = encode_text(&text.text, text.add_special, &model.tokenizer)?;
+        let encoded = text.encode(&model.tokenizer)?;
         texts.extend(clip(encoded, Some(cutoff), None).map(|e| (e.ids, e.special)));
     }
     ensure!(!texts.is_empty(), "{}: holds no text", path.display());

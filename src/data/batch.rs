@@ -12,6 +12,8 @@ pub struct Packed {
     pub ids: Arc<[u32]>,
     /// Where each sequence begins, `[sequences + 1]`: the first is 0, the last `ids.len()`.
     pub offsets: Arc<[usize]>,
+    /// The token types (which sentence of a pair), `[tokens]`; empty where all are 0.
+    pub types: Arc<[u32]>,
 }
 
 impl Packed {
@@ -24,7 +26,20 @@ impl Packed {
             ids.extend_from_slice(sequence.as_ref());
             offsets.push(ids.len());
         }
-        Self { ids: ids.into(), offsets: offsets.into() }
+        Self { ids: ids.into(), offsets: offsets.into(), types: Arc::default() }
+    }
+
+    /// The batch with the token types of its sequences, in their order; an empty list stands for zeros.
+    #[must_use]
+    pub fn with_types<S: AsRef<[u32]>>(mut self, types: &[S]) -> Self {
+        if types.iter().any(|t| !t.as_ref().is_empty()) {
+            let of = |index: usize| {
+                let given = types.get(index).map(S::as_ref).unwrap_or_default();
+                given.iter().copied().chain(std::iter::repeat(0)).take(self.rows(index).len())
+            };
+            self.types = (0..self.sequences()).flat_map(of).collect();
+        }
+        self
     }
 
     /// The number of sequences.

@@ -61,6 +61,9 @@ pub fn encode_text(text: &str, add_special: bool, tokenizer: &dyn Tokenize) -> R
         encoded.ids.insert(0, bos);
         encoded.special.insert(0, true);
         encoded.offsets.insert(0, (0, 0));
+        if !encoded.types.is_empty() {
+            encoded.types.insert(0, 0);
+        }
     }
     Ok(encoded)
 }
@@ -151,6 +154,7 @@ pub(super) fn truncate(encoded: &mut Encoded, length: usize) {
     encoded.ids.truncate(length);
     encoded.special.truncate(length);
     encoded.offsets.truncate(length);
+    encoded.types.truncate(length);
 }
 
 /// The index of the first token of the response that begins at byte `start` of `text`.

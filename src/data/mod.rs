@@ -31,6 +31,8 @@ pub struct Encoded {
     pub special: Vec<bool>,
     /// For each token the byte range of the text that it stands for; `(0, 0)` for added special tokens.
     pub offsets: Vec<(usize, usize)>,
+    /// For each token which text of a pair it belongs to, 0 or 1; empty where all are 0.
+    pub types: Vec<u32>,
 }
 
 /// What encoding needs of a tokenizer.
@@ -41,6 +43,14 @@ pub trait Tokenize {
     /// # Errors
     /// The tokenizer refuses the text.
     fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, DataError>;
+    /// The tokens of two texts, put together as the tokenizer does with a pair; offsets are counted in each text.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the texts, or knows no pairs.
+    fn encode_pair(&self, text: &str, pair: &str) -> Result<Encoded, DataError> {
+        let _ = (text, pair);
+        Err(DataError::Tokenizer { reason: "it knows no pairs of texts".to_owned() })
+    }
     /// The id of the beginning-of-sequence token.
     fn bos(&self) -> Option<u32>;
     /// The id of the end-of-sequence token.

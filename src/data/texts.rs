@@ -1,10 +1,10 @@
 //! The texts of a probe, streamed from a file.
 
-use super::encode::{first_response_token, truncate};
+use super::encode::{encode_text, first_response_token, truncate};
 use super::json::{JsonObjects, Object, keys, kind};
 use super::lines::Lines;
 use super::records::record_from;
-use super::{ChatTemplate, DataError, Encoded, Phase, Template};
+use super::{ChatTemplate, DataError, Encoded, Phase, Template, Tokenize};
 use serde_json::Value;
 use std::fs::File;
 use std::ops::Range;
@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 /// What of a row is its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// A field; without a name `text`, or the only column of a CSV file. A plain text file has no fields: its
-    /// lines are the texts.
+    /// A field; without a name `text`, or the only column of a CSV file. Without a name, a row that also has
+    /// `text_pair`, or `sentence1` and `sentence2` in the place of `text`, is a pair of texts. A plain text file
+    /// has no fields: its lines are the texts.
     Field(Option<String>),
     /// The record that the row states, rendered with prompt and response.
     Record(Template),
@@ -45,12 +46,27 @@ pub struct ProbeText {
     pub index: usize,
     /// The text.
     pub text: String,
+    /// The second text of a pair.
+    pub pair: Option<String>,
     /// Its group, where grouping is wanted.
     pub group: Option<String>,
     /// The byte offset where its response begins, if it has one.
     pub response_start: Option<usize>,
     /// Whether the tokenizer's special tokens go around it: see [`encode_text`](super::encode_text).
     pub add_special: bool,
+}
+
+impl ProbeText {
+    /// The tokens of the text, or of both texts of a pair, as [`encode_text`](super::encode_text) gives them.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode(&self, tokenizer: &dyn Tokenize) -> Result<Encoded, DataError> {
+        match &self.pair {
+            Some(pair) => tokenizer.encode_pair(&self.text, pair),
+            None => encode_text(&self.text, self.add_special, tokenizer),
+        }
+    }
 }
 
 /// The texts of a `.txt` (a text a line, blank lines skipped), `.csv`, `.json` or `.jsonl` file, in its order.
@@ -106,7 +122,7 @@ impl TextSource {
         let row = match &mut self.rows {
             Rows::Text(lines) => {
                 let line = lines.next().transpose()?;
-                return Ok(line.map(|(_, text)| self.text(text, None, None, true)));
+                return Ok(line.map(|(_, text)| self.text((text, None), None, None, true)));
             }
             Rows::Json(objects) => objects.next().transpose()?,
             Rows::Csv { reader, columns } => csv_row(&self.path, reader, columns)?,
@@ -120,7 +136,7 @@ impl TextSource {
                 let chat = self.options.chat.as_ref();
                 let rendered = template.render(&record, Phase::Train, chat).map_err(|e| e.at(place))?;
                 let start = rendered.response_start();
-                (rendered.text, start, rendered.add_special)
+                ((rendered.text, None), start, rendered.add_special)
             }
         };
         Ok(Some(self.text(text, group, start, add_special)))
@@ -128,30 +144,42 @@ impl TextSource {
 
     fn text(
         &mut self,
-        text: String,
+        (text, pair): (String, Option<String>),
         group: Option<String>,
         response_start: Option<usize>,
         add_special: bool,
     ) -> ProbeText {
         let index = self.texts;
         self.texts += 1;
-        ProbeText { index, text, group, response_start, add_special }
+        ProbeText { index, text, pair, group, response_start, add_special }
     }
 
-    fn field(&self, row: &Object, name: Option<&str>, place: &str) -> Result<String, DataError> {
+    /// The text of a row, and the second one of a pair.
+    fn field(&self, row: &Object, name: Option<&str>, place: &str) -> Result<(String, Option<String>), DataError> {
         let only = || match &self.rows {
             Rows::Csv { columns, .. } if columns.len() == 1 => columns.get(0),
             _ => None,
         };
-        let field = name.or_else(only).unwrap_or("text");
-        match row.get(field) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Err(DataError::WrongType {
+        let has = |key: &str| name.is_none() && row.get(key).is_some_and(|value| !value.is_null());
+        let (field, second) = match name.or_else(only).unwrap_or("text") {
+            "text" if has("text_pair") => ("text", Some("text_pair")),
+            "text" if !has("text") && has("sentence1") && has("sentence2") => ("sentence1", Some("sentence2")),
+            field => (field, None),
+        };
+        let string = |key: &str, value: &Value| match value {
+            Value::String(text) => Ok(text.clone()),
+            other => Err(DataError::WrongType {
                 place: place.to_owned(),
-                key: field.to_owned(),
+                key: key.to_owned(),
                 found: kind(other),
                 wanted: "a string",
             }),
+        };
+        match row.get(field) {
+            Some(text) => {
+                let pair = second.and_then(|key| Some(string(key, row.get(key)?)));
+                Ok((string(field, text)?, pair.transpose()?))
+            }
             None => {
                 let record = record_from(row, place).is_ok();
                 let hint = if record { ", or render the records with --template alpaca" } else { "" };
@@ -260,25 +288,42 @@ impl Span {
 }
 
 /// Shortens a text to at most `max_tokens`, or to `exact` tokens; none if it has fewer than `exact`, so that all
-/// texts that are left are equally long.
+/// texts that are left are equally long. What the tokenizer puts at the end, such as BERT's `[SEP]`, is kept.
 #[must_use]
 pub fn clip(mut encoded: Encoded, max_tokens: Option<usize>, exact: Option<usize>) -> Option<Encoded> {
     if let Some(max_tokens) = max_tokens {
-        truncate(&mut encoded, max_tokens);
+        cut(&mut encoded, max_tokens);
     }
     if let Some(exact) = exact {
         if encoded.ids.len() < exact {
             return None;
         }
-        truncate(&mut encoded, exact);
+        cut(&mut encoded, exact);
     }
     Some(encoded)
+}
+
+/// Takes tokens out in front of the special ones that end the text until `length` are left.
+fn cut(encoded: &mut Encoded, length: usize) {
+    let n = encoded.ids.len();
+    if n <= length {
+        return;
+    }
+    let flags = encoded.special.iter().zip(&encoded.offsets).rev();
+    let end = flags.take_while(|&(&special, &offset)| special && offset == (0, 0)).count();
+    let Some(kept) = length.checked_sub(end) else { return truncate(encoded, length) };
+    let gone = kept..n - end;
+    encoded.ids.drain(gone.clone());
+    encoded.special.drain(gone.clone());
+    encoded.offsets.drain(gone.clone());
+    if !encoded.types.is_empty() {
+        encoded.types.drain(gone);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::encode_text;
     use crate::data::toy::{Words, shared};
 
     fn options(content: Content, group_by: Option<&str>) -> TextOptions {
@@ -311,6 +356,24 @@ mod tests {
         assert_eq!(texts("a.csv", "a,b\none,1\n", field(Some("b"))), ["1"]);
         assert_eq!(texts("a.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\", \"n\": 2}", field(None)), ["one", "two"]);
         assert_eq!(texts("a.json", "[{\"q\": \"one\"}]", field(Some("q"))), ["one"]);
+    }
+
+    #[test]
+    fn pairs_are_read_where_a_row_states_one() {
+        let pairs = |content: &str, options: TextOptions| -> Vec<(String, Option<String>)> {
+            read("a.jsonl", content, options).unwrap().into_iter().map(|t| (t.text, t.pair)).collect()
+        };
+        let pair = |a: &str, b: Option<&str>| (a.to_owned(), b.map(str::to_owned));
+        let lines = "{\"text\": \"a\", \"text_pair\": \"b\"}\n{\"sentence1\": \"c\", \"sentence2\": \"d\"}\n\
+                     {\"text\": \"e\", \"text_pair\": null}\n{\"text\": \"f\", \"sentence1\": \"g\", \"sentence2\": \"h\"}";
+        let expected = [pair("a", Some("b")), pair("c", Some("d")), pair("e", None), pair("f", None)];
+        assert_eq!(pairs(lines, field(None)), expected);
+        let one = "{\"sentence1\": \"c\", \"sentence2\": \"d\"}";
+        assert_eq!(pairs(one, field(Some("sentence2"))), [pair("d", None)]);
+        let wrong = read("a.jsonl", "{\"text\": \"a\", \"text_pair\": 4}", field(None)).unwrap_err();
+        assert_eq!(wrong, "a.jsonl:1: the key \"text_pair\" holds a number; it must hold a string");
+        let text = &read("a.jsonl", one, field(None)).unwrap()[0];
+        assert!(text.encode(&Words::default()).unwrap_err().to_string().contains("knows no pairs"));
     }
 
     #[test]
@@ -374,6 +437,7 @@ mod tests {
             ids: (0..n).collect(),
             special: vec![false; n as usize],
             offsets: vec![(0, 1); n as usize],
+            types: Vec::new(),
         };
         assert_eq!(clip(encoded(5), None, None), Some(encoded(5)));
         assert_eq!(clip(encoded(5), Some(3), None), Some(encoded(3)));
@@ -381,6 +445,18 @@ mod tests {
         assert_eq!(clip(encoded(5), None, Some(4)), Some(encoded(4)));
         assert_eq!(clip(encoded(3), None, Some(4)), None);
         assert_eq!(clip(encoded(4), None, Some(4)), Some(encoded(4)));
+        // The end that the tokenizer put there stays, a special token of the text's own does not.
+        let ended = |ids: &[u32], types: &[u32]| Encoded {
+            ids: ids.to_vec(),
+            special: ids.iter().map(|&id| id > 7).collect(),
+            offsets: ids.iter().map(|&id| if id == 9 { (0, 0) } else { (id as usize, id as usize + 1) }).collect(),
+            types: types.to_vec(),
+        };
+        let pair = ended(&[9, 1, 2, 9, 3, 8, 9], &[0, 0, 0, 0, 1, 1, 1]);
+        assert_eq!(clip(pair.clone(), Some(5), None), Some(ended(&[9, 1, 2, 9, 9], &[0, 0, 0, 0, 1])));
+        assert_eq!(clip(pair.clone(), Some(7), None), Some(pair.clone()));
+        assert_eq!(clip(pair, None, Some(1)), Some(ended(&[9], &[1])));
+        assert_eq!(clip(ended(&[1, 2, 8], &[]), Some(2), None), Some(ended(&[1, 2], &[])));
     }
 
     #[test]

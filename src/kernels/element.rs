@@ -17,6 +17,8 @@ pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + Default {
     fn tanh(self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
+    /// The normal distribution function; for `f32` within the error that [`vector::normal_f32`] states.
+    fn normal(self) -> Self;
 }
 
 impl Element for f32 {
@@ -28,6 +30,10 @@ impl Element for f32 {
     #[inline(always)]
     fn tanh(self) -> Self {
         vector::tanh_f32(self)
+    }
+    #[inline(always)]
+    fn normal(self) -> Self {
+        vector::normal_f32(self)
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
@@ -44,6 +50,10 @@ impl Element for f64 {
     #[inline(always)]
     fn tanh(self) -> Self {
         self.tanh()
+    }
+    #[inline(always)]
+    fn normal(self) -> Self {
+        0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2)
     }
     #[inline(always)]
     fn sqrt(self) -> Self {

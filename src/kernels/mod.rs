@@ -4,6 +4,7 @@
 //! tensors on the CPU, computes gradients for tracked arguments only, and returns the same bits whatever the number
 //! of threads. Backward passes recompute what is cheaper to compute than to keep.
 
+mod activation;
 mod attention;
 mod attention_task;
 mod cross_entropy;
@@ -11,6 +12,7 @@ mod dropout;
 mod element;
 mod embedding;
 mod gemm;
+mod layer_norm;
 mod linear;
 mod mixing;
 mod parallel;
@@ -23,10 +25,12 @@ mod vector;
 #[cfg(test)]
 mod check;
 
+pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
 pub use dropout::dropout;
 pub use embedding::embedding;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use mixing::{residual_mix, scaled_add};
 pub use rms_norm::rms_norm;

@@ -9,6 +9,8 @@
 //! subtracts the corpus mean of the same run, layer, site and token set, each token weighing 1: never the
 //! text's own mean, which forces the result to −1/(n−1) whatever the data.
 
+use super::Real;
+use super::streaming::{States, TextRows, Wanted, centred_unit_sum, pairwise, text_sums};
 use crate::data::Packed;
 use crate::model::ModelError;
 use crate::probe::{Probe, Site};
@@ -60,10 +62,10 @@ pub fn points(layers: usize) -> Vec<Point> {
     std::iter::once(first).chain(blocks).chain(std::iter::once(last)).collect()
 }
 
-/// The similarity of one text at one point over one token set.
+/// The mean pairwise cosine of one text at one point for one token set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineValue {
-    /// How many rows counted.
+    /// How many non-zero rows counted.
     pub rows: usize,
     /// The mean pairwise cosine; `None` for fewer than two rows.
     pub value: Option<f64>,
@@ -76,7 +78,8 @@ pub struct CorpusMeans {
     means: Vec<[Vec<f64>; 3]>,
 }
 
-/// A probe that measures every text of a batch at every point.
+/// A probe that measures the cosine of every text of a batch at every point, as training and pre-training want it;
+/// `similarity` has its own, which measures everything.
 ///
 /// Feed it batches in the order of the texts; it holds O(points · d) sums and three numbers a text and point.
 #[derive(Debug)]
@@ -85,19 +88,11 @@ pub struct CosineProbe {
     wanted: Vec<bool>,
     centre: Option<CorpusMeans>,
     /// For every text of the batch to come: which of its tokens are special, and which rows are measured.
-    texts: Vec<MeasuredText>,
+    texts: Vec<TextRows>,
     /// By point: the corpus sums of hidden states and their counts, by token set.
     sums: Vec<[(Vec<f64>, u64); 3]>,
     /// By text, then by point, then by token set.
     values: Vec<Vec<[CosineValue; 3]>>,
-}
-
-/// What the probe must know of a text beside its ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct MeasuredText {
-    special: Vec<bool>,
-    /// Rows outside this range belong to the text but are not measured.
-    span: std::ops::Range<usize>,
 }
 
 const UNDEFINED: CosineValue = CosineValue { rows: 0, value: None };
@@ -118,10 +113,18 @@ impl CosineProbe {
         self
     }
 
+    /// For a model without a final norm: leaves that point out.
+    #[must_use]
+    pub fn without_final_norm(mut self) -> Self {
+        self.points.pop();
+        self.sums.pop();
+        self.wanted.pop();
+        self
+    }
+
     /// Announces the texts of the next batch: for each its special-token flags and the rows to measure.
     pub fn expect<'t>(&mut self, texts: impl IntoIterator<Item = (&'t [bool], std::ops::Range<usize>)>) {
-        self.texts =
-            texts.into_iter().map(|(special, span)| MeasuredText { special: special.to_vec(), span }).collect();
+        self.texts = texts.into_iter().map(|(special, span)| TextRows { special: special.to_vec(), span }).collect();
         let empty = vec![[UNDEFINED; 3]; self.points.len()];
         self.values.extend(self.texts.iter().map(|_| empty.clone()));
     }
@@ -178,7 +181,7 @@ impl Probe for CosineProbe {
         let Some((start, end)) = layout.contiguous_offsets() else {
             return Err(refused("hidden states are not contiguous".to_owned()));
         };
-        let measured: Vec<TextSums> = match &*storage {
+        let measured: Vec<TextCosine> = match &*storage {
             Storage::Cpu(CpuStorage::F32(data)) => {
                 measure_texts(data.get(start..end).unwrap_or_default(), width, &self.texts, batch, centre)
             }
@@ -212,98 +215,63 @@ fn refused(reason: String) -> ModelError {
 }
 
 /// What one text gives at one point.
-struct TextSums {
+struct TextCosine {
     values: [CosineValue; 3],
     sums: [(Vec<f64>, u64); 3],
     finite: bool,
 }
 
-fn measure_texts<T: Copy + Into<f64> + Sync>(
+fn measure_texts<T: Real>(
     data: &[T],
     width: usize,
-    texts: &[MeasuredText],
+    texts: &[TextRows],
     batch: &Packed,
     centre: Option<&[Vec<f64>; 3]>,
-) -> Vec<TextSums> {
+) -> Vec<TextCosine> {
     texts
         .par_iter()
         .enumerate()
-        .map(|(s, text)| {
-            let (start, end) = (batch.offsets[s], batch.offsets[s + 1]);
-            measure_text(data.get(start * width..end * width).unwrap_or_default(), width, text, centre)
+        .map(|(index, text)| {
+            let rows = batch.rows(index);
+            measure_text(data.get(rows.start * width..rows.end * width).unwrap_or_default(), width, text, centre)
         })
         .collect()
 }
 
-fn measure_text<T: Copy + Into<f64>>(
-    rows: &[T],
-    width: usize,
-    text: &MeasuredText,
-    centre: Option<&[Vec<f64>; 3]>,
-) -> TextSums {
-    let mut finite = true;
-    let mut sums: [(Vec<f64>, u64); 3] = std::array::from_fn(|_| (vec![0.0; width], 0));
-    let mut unit_sums: [(Vec<f64>, usize); 3] = std::array::from_fn(|_| (vec![0.0; width], 0));
-    let mut centred = vec![0.0; width];
-    for (position, row) in rows.chunks_exact(width.max(1)).enumerate() {
-        if !text.span.contains(&position) {
-            continue;
-        }
-        let special = text.special.get(position).copied().unwrap_or(false);
-        let members = [true, position != 0, !special];
-        for (_, (sum, count)) in members.iter().zip(&mut sums).filter(|(member, _)| **member) {
-            sum.iter_mut().zip(row).for_each(|(s, &x)| *s += x.into());
-            *count += 1;
-        }
-        let plain_norm = norm(row.iter().map(|&x| x.into()));
-        finite &= plain_norm.is_finite();
-        for (set, (sum, count)) in unit_sums.iter_mut().enumerate() {
-            if !members[set] {
-                continue;
-            }
-            match centre {
-                None => {
-                    if plain_norm > 0.0 {
-                        sum.iter_mut().zip(row).for_each(|(s, &x)| *s += x.into() / plain_norm);
-                        *count += 1;
-                    }
-                }
-                Some(means) => {
-                    let mean = means.get(set).map(Vec::as_slice).unwrap_or_default();
-                    centred.iter_mut().zip(row.iter().zip(mean)).for_each(|(c, (&x, m))| *c = x.into() - m);
-                    let norm = norm(centred.iter().copied());
-                    if norm > 0.0 {
-                        sum.iter_mut().zip(&centred).for_each(|(s, c)| *s += c / norm);
-                        *count += 1;
-                    }
-                }
-            }
-        }
-    }
-    let values = unit_sums.map(|(sum, rows)| CosineValue { rows, value: pairwise(&sum, rows) });
-    TextSums { values, sums, finite }
-}
-
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|x| x * x).sum::<f64>().sqrt()
-}
-
-/// `(‖Σ ĥ‖² − n) / (n(n−1))` of `n` unit vectors with the given sum.
-fn pairwise(unit_sum: &[f64], n: usize) -> Option<f64> {
-    let count = n as f64;
-    (n >= 2).then(|| (unit_sum.iter().map(|s| s * s).sum::<f64>() - count) / (count * (count - 1.0)))
+fn measure_text<T: Real>(values: &[T], width: usize, text: &TextRows, centre: Option<&[Vec<f64>; 3]>) -> TextCosine {
+    let states = States { values, width, layer0: None, h0: None };
+    let wanted = Wanted { sum: centre.is_none(), ..Wanted::default() };
+    let sums = text_sums(states, text, wanted);
+    let measured = match centre {
+        None => TokenSet::ALL.map(|set| {
+            let sums = sums.set(set);
+            CosineValue { rows: sums.directed, value: sums.cosine() }
+        }),
+        Some(means) => TokenSet::ALL.map(|set| {
+            let positions = text.of(set, values.len() / width.max(1));
+            let mean = means.get(set as usize).map(Vec::as_slice).unwrap_or_default();
+            let (sum, rows) = centred_unit_sum(values, width, &positions, mean, None);
+            CosineValue { rows, value: pairwise(&sum, rows) }
+        }),
+    };
+    let corpus = TokenSet::ALL.map(|set| (sums.set(set).sum.clone(), sums.set(set).rows as u64));
+    TextCosine { values: measured, sums: corpus, finite: sums.finite }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(n: usize) -> MeasuredText {
-        MeasuredText { special: (0..n).map(|i| i == 0).collect(), span: 0..n }
+    fn text(n: usize) -> TextRows {
+        TextRows { special: (0..n).map(|i| i == 0).collect(), span: 0..n }
     }
 
     fn all(rows: &[f64], width: usize) -> CosineValue {
         measure_text(rows, width, &text(rows.len() / width), None).values[0]
+    }
+
+    fn norm(values: &[f64]) -> f64 {
+        values.iter().map(|x| x * x).sum::<f64>().sqrt()
     }
 
     /// The definition itself, O(n²).
@@ -315,7 +283,7 @@ mod tests {
             for (j, b) in rows.iter().enumerate() {
                 if i != j {
                     let dot: f64 = a.iter().zip(*b).map(|(x, y)| x * y).sum();
-                    sum += dot / (norm(a.iter().copied()) * norm(b.iter().copied()));
+                    sum += dot / (norm(a) * norm(b));
                 }
             }
         }
@@ -342,7 +310,7 @@ mod tests {
     fn token_sets_drop_their_tokens() {
         // rows: special first (1,0), special second (0,1), then two equal rows
         let rows = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0];
-        let text = MeasuredText { special: vec![true, true, false, false], span: 0..4 };
+        let text = TextRows { special: vec![true, true, false, false], span: 0..4 };
         let values = measure_text(&rows, 2, &text, None).values;
         assert_eq!(values[0].value, Some(6.0 / 12.0));
         assert_eq!(values[1].value, Some(2.0 / 6.0));
@@ -352,10 +320,21 @@ mod tests {
     #[test]
     fn a_span_measures_its_rows_only() {
         let rows = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0];
-        let text = MeasuredText { special: vec![false; 4], span: 2..4 };
+        let text = TextRows { special: vec![false; 4], span: 2..4 };
         let values = measure_text(&rows, 2, &text, None).values;
         assert_eq!(values[0], CosineValue { rows: 2, value: Some(1.0) });
         assert_eq!(values[1].rows, 2, "the first position of the text lies outside the span");
+    }
+
+    #[test]
+    fn the_centred_form_subtracts_the_given_mean() {
+        // (2,1), (1,2), (1,1) less (1,1): two orthogonal rows and a zero row.
+        let rows = [2.0, 1.0, 1.0, 2.0, 1.0, 1.0];
+        let means = [vec![1.0, 1.0], vec![1.0, 1.0], vec![0.0, 0.0]];
+        let values = measure_text(&rows, 2, &text(3), Some(&means)).values;
+        assert_eq!(values[0], CosineValue { rows: 2, value: Some(0.0) });
+        assert_eq!(values[1], CosineValue { rows: 1, value: None });
+        assert!((values[2].value.unwrap() - 3.0 / 10.0f64.sqrt()).abs() < 1e-12);
     }
 
     #[test]

@@ -1,32 +1,30 @@
 //! Effective rank: how many dimensions a text's token vectors really use.
 //!
 //! `exp(−Σ p_i ln p_i)` with `p = σ/Σσ` over the singular values of the n×d matrix of token vectors
-//! (Roy & Vetterli, *The effective rank*, EUSIPCO 2007). Singular values come from the f64 Gram matrix of
-//! the smaller side; eigenvalues below `max(n, d)·2.2e-16·λ₁` are set to 0.
+//! (Roy & Vetterli, *The effective rank*, EUSIPCO 2007). 1 for a matrix of rank one, at most min(n, d), so texts
+//! of unlike length do not compare. Matrix class: see [`Spectrum`].
+//!
+//! It reveals a collapse of dimension, which no mean cosine sees. Uncentred, a common offset of the tokens takes
+//! up one dimension and hides the rest: read it beside the token-centred form.
 
-use faer::{Mat, Side};
+use super::rows::{Real, Rows};
+use super::spectrum::Spectrum;
+
+impl Spectrum {
+    /// The effective rank, 1 to min(n, d).
+    #[must_use]
+    pub fn effective_rank(&self) -> f64 {
+        let singular = || self.eigenvalues().iter().map(|e| e.sqrt());
+        let total: f64 = singular().sum();
+        singular().map(|s| s / total).map(|p| -p * p.ln()).sum::<f64>().exp()
+    }
+}
 
 /// The effective rank of `rows` (row-major, `width` wide), uncentred; `None` where it is undefined: no
 /// rows, all zero, or a value that is not finite.
 #[must_use]
-pub fn effective_rank<T: Copy + Into<f64>>(rows: &[T], width: usize) -> Option<f64> {
-    let n = rows.len().checked_div(width)?;
-    let at = |i: usize, j: usize| rows.get(i * width + j).map_or(0.0, |&x| x.into());
-    let gram = if n <= width {
-        Mat::from_fn(n, n, |i, j| (0..width).map(|k| at(i, k) * at(j, k)).sum::<f64>())
-    } else {
-        Mat::from_fn(width, width, |i, j| (0..n).map(|k| at(k, i) * at(k, j)).sum::<f64>())
-    };
-    let eigenvalues = gram.self_adjoint_eigenvalues(Side::Lower).ok()?;
-    let largest = eigenvalues.iter().copied().fold(0.0, f64::max);
-    if !(largest.is_finite() && largest > 0.0) {
-        return None;
-    }
-    let floor = n.max(width) as f64 * 2.2e-16 * largest;
-    let singular: Vec<f64> = eigenvalues.iter().filter(|&&e| e > floor).map(|e| e.sqrt()).collect();
-    let total: f64 = singular.iter().sum();
-    let entropy: f64 = singular.iter().map(|s| s / total).map(|p| -p * p.ln()).sum();
-    Some(entropy.exp())
+pub fn effective_rank<T: Real>(rows: &[T], width: usize) -> Option<f64> {
+    Spectrum::uncentred(Rows::new(rows, width)).map(|spectrum| spectrum.effective_rank())
 }
 
 #[cfg(test)]

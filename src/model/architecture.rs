@@ -1,5 +1,7 @@
 //! What distinguishes one model family from another, as data.
 
+use crate::kernels::Activation;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The shape and the choices that steer the one [`Transformer`](super::Transformer).
@@ -21,17 +23,29 @@ pub struct Architecture {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Added to the mean square inside RMSNorm.
+    /// Whether a token sees only itself and what stands before it.
+    pub causal: bool,
+    /// The kind of every norm.
+    pub norm: NormKind,
+    /// Where a block's norms stand.
+    pub norm_place: NormPlace,
+    /// Added to the mean square (or variance) inside a norm.
     pub norm_eps: f64,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Whether the language-model head is the embedding table.
-    pub tied_head: bool,
+    /// How a token knows its position.
+    pub positions: Positions,
+    /// Rows of the table of token types; 0 where there is none.
+    pub token_types: usize,
+    /// Whether the sum of the embeddings goes through a norm before the first block.
+    pub embedding_norm: bool,
+    /// The form of the feed-forward.
+    pub feed_forward: FeedForward,
+    /// The language-model head.
+    pub head: Head,
     /// Whether q, k, v and o carry a bias.
     pub attention_bias: bool,
-    /// Whether gate, up and down carry a bias.
+    /// Whether the feed-forward's linears carry a bias.
     pub mlp_bias: bool,
     /// What h0 is where the initial residual is used.
     pub h0_kind: H0Kind,
@@ -40,20 +54,67 @@ pub struct Architecture {
 }
 
 impl Architecture {
+    /// Every tensor of the model by its full name, with its shape.
+    #[must_use]
+    pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        let (names, d) = (&self.names, self.hidden_size);
+        let mut all = BTreeMap::new();
+        let norm = |all: &mut BTreeMap<String, Vec<usize>>, path: String| {
+            if self.norm == NormKind::Layer {
+                all.insert(format!("{path}.bias"), vec![d]);
+            }
+            all.insert(format!("{path}.weight"), vec![d]);
+        };
+        let table = vec![self.vocab_size, d];
+        all.insert(names.whole(names.embedding, "weight"), table.clone());
+        if let Positions::Learned { first, .. } = self.positions {
+            all.insert(names.whole(names.positions, "weight"), vec![first + self.max_positions, d]);
+        }
+        if self.token_types > 0 {
+            all.insert(names.whole(names.token_types, "weight"), vec![self.token_types, d]);
+        }
+        if self.embedding_norm {
+            norm(&mut all, format!("{}{}", names.prefix, names.embedding_norm));
+        }
+        if self.has_final_norm() {
+            norm(&mut all, format!("{}{}", names.prefix, names.final_norm));
+        }
+        if self.head == Head::Own {
+            all.insert(names.whole(names.head, "weight"), table);
+        }
+        for layer in 0..self.layers {
+            norm(&mut all, names.in_block(layer, names.attention_norm));
+            norm(&mut all, names.in_block(layer, names.feed_forward_norm));
+            for &role in self.roles() {
+                let (path, out) = (self.linear_path(layer, role), self.output_width(role));
+                all.insert(format!("{path}.weight"), vec![out, self.input_width(role)]);
+                if self.has_bias(role) {
+                    all.insert(format!("{path}.bias"), vec![out]);
+                }
+            }
+        }
+        all
+    }
+
     /// The number of weights, biases and norms included.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
-        let d = self.hidden_size as u64;
-        let table = self.vocab_size as u64 * d;
-        let linears: u64 = Role::ALL
-            .iter()
-            .map(|&role| {
-                let (input, output) = (self.input_width(role) as u64, self.output_width(role) as u64);
-                input * output + if self.has_bias(role) { output } else { 0 }
-            })
-            .sum();
-        let heads = if self.tied_head { table } else { 2 * table };
-        heads + self.layers as u64 * (linears + 2 * d) + d
+        self.tensors().values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// The linears that a block has, in the order in which it computes them.
+    #[must_use]
+    pub fn roles(&self) -> &'static [Role] {
+        match self.feed_forward {
+            FeedForward::Gated => &Role::ALL,
+            FeedForward::Plain(_) => &Role::WITHOUT_GATE,
+        }
+    }
+
+    /// Whether a norm follows the last block: post-norm models have it inside the block.
+    #[must_use]
+    pub fn has_final_norm(&self) -> bool {
+        self.norm_place == NormPlace::Before
     }
 
     /// The width of the vectors that the linear of this role reads.
@@ -89,7 +150,78 @@ impl Architecture {
     /// The Hugging Face module path of a block's linear, such as `model.layers.3.mlp.up_proj`.
     #[must_use]
     pub fn linear_path(&self, layer: usize, role: Role) -> String {
-        format!("{}.{layer}.{}", self.names.layers, self.names.linear(role))
+        self.names.in_block(layer, self.names.linear(role))
+    }
+
+    /// The rotary embedding, where positions are told so.
+    #[must_use]
+    pub fn rope(&self) -> Option<&Rope> {
+        match &self.positions {
+            Positions::Rotary(rope) => Some(rope),
+            Positions::Learned { .. } => None,
+        }
+    }
+}
+
+/// The kind of a norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMS norm: a weight, no bias, no mean.
+    Rms,
+    /// Layer norm: weight and bias.
+    Layer,
+}
+
+/// Where a block's norms stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// In front of each sub-layer, and once more after the last block (LLaMA).
+    Before,
+    /// Behind each sum of stream and sub-layer (BERT).
+    After,
+}
+
+/// How a token knows its position.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are rotated.
+    Rotary(Rope),
+    /// A table of vectors that are added to the token embedding.
+    Learned {
+        /// The table's row of the first position; the rows before it belong to no position.
+        first: usize,
+        /// The padding token, which counts as no position and reads row `first - 1` (RoBERTa).
+        padding: Option<u32>,
+    },
+}
+
+/// The form of the feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForward {
+    /// `down(silu(gate(x)) · up(x))`.
+    Gated,
+    /// `down(activation(up(x)))`.
+    Plain(Activation),
+}
+
+/// The language-model head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// A matrix of its own.
+    Own,
+    /// The embedding table.
+    Tied,
+    /// None: an encoder predicts no next token.
+    Absent,
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own => "own",
+            Self::Tied => "tied",
+            Self::Absent => "no",
+        })
     }
 }
 
@@ -190,6 +322,10 @@ impl Role {
     pub const ALL: [Self; 7] =
         [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::Gate, Self::Up, Self::Down];
 
+    /// The roles of a feed-forward without a gate.
+    pub const WITHOUT_GATE: [Self; 6] =
+        [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::Up, Self::Down];
+
     /// The role's place in [`Role::ALL`].
     #[must_use]
     pub fn index(self) -> usize {
@@ -203,16 +339,26 @@ impl Role {
     }
 }
 
-/// Hugging Face's names of a family's tensors, without `.weight`.
+/// Hugging Face's names of a family's tensors, without `.weight`; what a family does not have is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
+    /// What stands in front of every name, such as `bert.`; loading the weights corrects it.
+    pub prefix: &'static str,
+    /// What may stand there, as the same weights are saved with a head or without.
+    pub prefixes: &'static [&'static str],
     /// The embedding table.
     pub embedding: &'static str,
+    /// The table of learned positions.
+    pub positions: &'static str,
+    /// The table of token types.
+    pub token_types: &'static str,
+    /// The norm of the embeddings.
+    pub embedding_norm: &'static str,
     /// Prefix of the blocks; a block is `{layers}.{index}`.
     pub layers: &'static str,
-    /// The norm before attention, inside a block.
+    /// The norm of attention, inside a block.
     pub attention_norm: &'static str,
-    /// The norm before the feed-forward, inside a block.
+    /// The norm of the feed-forward, inside a block.
     pub feed_forward_norm: &'static str,
     /// The norm after the last block.
     pub final_norm: &'static str,
@@ -223,6 +369,18 @@ pub struct Names {
 }
 
 impl Names {
+    /// A tensor's full name.
+    #[must_use]
+    pub fn whole(&self, name: &str, tensor: &str) -> String {
+        format!("{}{name}.{tensor}", self.prefix)
+    }
+
+    /// The full path of what a block calls `name`.
+    #[must_use]
+    pub fn in_block(&self, layer: usize, name: &str) -> String {
+        format!("{}{}.{layer}.{name}", self.prefix, self.layers)
+    }
+
     /// The name of a linear inside its block, such as `mlp.up_proj`.
     #[must_use]
     pub fn linear(&self, role: Role) -> &'static str {
@@ -237,10 +395,13 @@ impl Names {
         }
     }
 
-    /// The last part of a linear's name, by which PEFT's `target_modules` speak: `up_proj`.
+    /// By what PEFT's `target_modules` speak of a linear: the last part of its name, `up_proj`, or the whole name
+    /// inside the block where several end alike, `intermediate.dense`.
     #[must_use]
     pub fn target(&self, role: Role) -> &'static str {
+        let last = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
         let name = self.linear(role);
-        name.rsplit('.').next().unwrap_or(name)
+        let alike = self.linears.iter().filter(|other| last(other) == last(name)).count();
+        if alike > 1 { name } else { last(name) }
     }
 }

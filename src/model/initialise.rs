@@ -31,11 +31,17 @@ impl<'a> RandomWeights<'a> {
         Self { architecture, scheme, seed }
     }
 
+    /// Whether a tensor is one of the tables that are summed to layer 0.
+    fn is_table(&self, name: &str) -> bool {
+        let names = &self.architecture.names;
+        [names.embedding, names.positions, names.token_types].iter().any(|&t| name == names.whole(t, "weight"))
+    }
+
     fn deviation(&self, name: &str, fan_in: usize) -> f64 {
         let names = &self.architecture.names;
         match self.scheme {
             Initialisation::Transformers => 0.02,
-            Initialisation::FanIn if name.starts_with(names.embedding) => 0.5,
+            Initialisation::FanIn if self.is_table(name) => 0.5,
             Initialisation::FanIn => {
                 let plain = 1.0 / (fan_in as f64).sqrt();
                 let writes = [Role::AttentionOutput, Role::Down].iter().any(|&r| name.contains(names.linear(r)));

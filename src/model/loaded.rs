@@ -116,7 +116,7 @@ impl LoadedModel {
 }
 
 /// The files of a Hugging Face folder that are not weights, each used if it is there.
-pub(crate) const COMPANIONS: [&str; 8] = [
+pub(crate) const COMPANIONS: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -125,6 +125,7 @@ pub(crate) const COMPANIONS: [&str; 8] = [
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
 ];
 
 fn read_companions(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, LoadError> {

@@ -3,22 +3,26 @@
 pub mod architecture;
 mod attention_maps;
 mod block;
+mod embeddings;
 pub mod families;
 pub mod gguf;
 mod gguf_header;
 mod initialise;
 mod linear;
 mod loaded;
+mod norm;
 mod rotary;
 pub mod tokenizer;
 mod tokenizer_build;
+mod tokenizer_encoders;
 mod transformer;
 pub mod weights;
-mod weights_header;
+pub(crate) mod weights_header;
 mod weights_pickle;
 mod weights_values;
 
-pub use architecture::{Architecture, H0Kind, Role};
+pub use architecture::{Architecture, H0Kind, Head, Role};
+pub(crate) use embeddings::Embedded;
 pub use families::ConfigError;
 pub use initialise::{Initialisation, RandomWeights};
 pub use linear::Linear;

@@ -3,16 +3,23 @@
 use crate::data::{DataError, Encoded, Tokenize};
 use crate::hash;
 use crate::model::gguf::Gguf;
-use crate::model::tokenizer_build as build;
 use crate::model::weights::one_line;
+use crate::model::{tokenizer_build as build, tokenizer_encoders as encoders};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 const FETCH_AGAIN: &str = "download the tokenizer again";
+
+/// The classes whose `vocab.json` and `merges.txt` are read.
+const BYTE_LEVEL: [&str; 5] =
+    ["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast"];
+
+/// The classes whose `vocab.txt` is read.
+const WORD_PIECE: [&str; 3] = ["BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"];
 
 /// A larger file is no tokenizer, in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -29,7 +36,7 @@ pub enum TokenizerError {
         source: io::Error,
     },
     /// A folder without a tokenizer.
-    #[error("{folder}: no tokenizer here; expected tokenizer.json, or vocab.json and merges.txt")]
+    #[error("{folder}: no tokenizer here; expected tokenizer.json, vocab.json and merges.txt, or vocab.txt")]
     NoTokenizer {
         /// The folder's path.
         folder: String,
@@ -86,7 +93,8 @@ pub struct TextTokenizer {
 
 impl TextTokenizer {
     /// Loads the tokenizer of a Hugging Face folder: `tokenizer.json`, else `vocab.json` and `merges.txt`
-    /// (GPT-2's byte-level BPE). BOS and EOS are those of `tokenizer_config.json`, else
+    /// (byte-level BPE, GPT-2's or RoBERTa's), else `vocab.txt` (BERT's WordPiece). BOS and EOS are those of
+    /// `tokenizer_config.json`, else
     /// `special_tokens_map.json`, else `config.json`, else `generation_config.json`.
     ///
     /// # Errors
@@ -96,41 +104,35 @@ impl TextTokenizer {
         let map = json_file(&folder.join("special_tokens_map.json"))?;
         let path = folder.join("tokenizer.json");
         let shown = path.display().to_string();
+        let model = json_file(&folder.join("config.json"))?;
+        let generation = json_file(&folder.join("generation_config.json"))?;
         let mut tokenizer = if path.exists() {
             Self::assemble(&read(&path)?, &shown)?
         } else if folder.join("vocab.json").exists() && folder.join("merges.txt").exists() {
-            if let Some(class) = settings.get("tokenizer_class").and_then(Json::as_str)
-                && !["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"].contains(&class)
-            {
-                let found = format!("vocab.json and merges.txt of a {}", one_line(class));
-                return Err(TokenizerError::NeedsConversion { folder: folder.display().to_string(), found });
-            }
+            check_class(folder, &settings, "vocab.json and merges.txt", &BYTE_LEVEL)?;
             let vocab = json_file(&folder.join("vocab.json"))?;
-            let merges = String::from_utf8(read(&folder.join("merges.txt"))?)
-                .map_err(|e| TokenizerError::broken(&folder.join("merges.txt").display().to_string(), e))?;
-            let json = build::byte_level(vocab, &merges, &settings, &map)
-                .map_err(|problem| TokenizerError::broken(&folder.join("vocab.json").display().to_string(), problem))?;
-            Self::assemble(json.to_string().as_bytes(), &folder.join("vocab.json").display().to_string())?
-        } else if let Some(found) =
-            ["tokenizer.model", "spiece.model", "vocab.txt"].iter().find(|f| folder.join(f).exists())
-        {
+            let merges = text(&folder.join("merges.txt"))?;
+            let roberta = is_roberta(&settings, &model);
+            let made = match roberta {
+                true => encoders::roberta(vocab, &merges, &settings, &map),
+                false => build::byte_level(vocab, &merges, &settings, &map),
+            };
+            Self::built(made, &folder.join("vocab.json"))?
+        } else if folder.join("vocab.txt").exists() {
+            check_class(folder, &settings, "vocab.txt", &WORD_PIECE)?;
+            let path = folder.join("vocab.txt");
+            Self::built(encoders::word_piece(&text(&path)?, &settings, &map), &path)?
+        } else if let Some(found) = ["tokenizer.model", "spiece.model"].iter().find(|f| folder.join(f).exists()) {
             let (folder, found) = (folder.display().to_string(), (*found).to_string());
             return Err(TokenizerError::NeedsConversion { folder, found });
         } else {
             return Err(TokenizerError::NoTokenizer { folder: folder.display().to_string() });
         };
-        let model = json_file(&folder.join("config.json"))?;
-        let generation = json_file(&folder.join("generation_config.json"))?;
         let bos = tokenizer.end("bos_token", &[&settings, &map], &[&model, &generation])?;
         let eos = tokenizer.end("eos_token", &[&settings, &map], &[&model, &generation])?;
         tokenizer.set_ends(bos, eos)?;
         let jinja = folder.join("chat_template.jinja");
-        tokenizer.chat_template = if jinja.exists() {
-            let text = String::from_utf8(read(&jinja)?);
-            Some(text.map_err(|e| TokenizerError::broken(&jinja.display().to_string(), e))?)
-        } else {
-            chat_template(&settings)
-        };
+        tokenizer.chat_template = if jinja.exists() { Some(text(&jinja)?) } else { chat_template(&settings) };
         Ok(tokenizer)
     }
 
@@ -172,6 +174,13 @@ impl TextTokenizer {
         tokenizer.set_ends(bos, eos)?;
         tokenizer.chat_template = chat_template(&settings);
         Ok(tokenizer)
+    }
+
+    /// A tokenizer that was put together from pieces, of which `path` is named in errors.
+    fn built(made: Result<Json, String>, path: &Path) -> Result<Self, TokenizerError> {
+        let file = path.display().to_string();
+        let json = made.map_err(|problem| TokenizerError::broken(&file, problem))?;
+        Self::assemble(json.to_string().as_bytes(), &file)
     }
 
     fn assemble(json: &[u8], file: &str) -> Result<Self, TokenizerError> {
@@ -241,10 +250,25 @@ impl TextTokenizer {
     /// The tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let encoding = self.inner.encode(text, add_special).map_err(|e| self.failed(e))?;
+        Ok(self.tokens(&encoding, false))
+    }
+
+    /// The tokens of two texts with what the tokenizer puts around and between them.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for a part of the texts.
+    pub fn encode_pair(&self, text: &str, pair: &str) -> Result<Encoded, TokenizerError> {
+        let encoding = self.inner.encode((text, pair), true).map_err(|e| self.failed(e))?;
+        Ok(self.tokens(&encoding, true))
+    }
+
+    fn tokens(&self, encoding: &Encoding, pair: bool) -> Encoded {
         let ids = encoding.get_ids().to_vec();
         let special =
             ids.iter().zip(encoding.get_special_tokens_mask()).map(|(&id, &mask)| mask == 1 || self.is_special(id));
-        Ok(Encoded { special: special.collect(), ids, offsets: encoding.get_offsets().to_vec() })
+        // The second sentence alone can have another type than 0.
+        let types = if pair { encoding.get_type_ids().to_vec() } else { Vec::new() };
+        Encoded { special: special.collect(), ids, offsets: encoding.get_offsets().to_vec(), types }
     }
 
     /// The tokenizer as the content of a `tokenizer.json`.
@@ -332,6 +356,31 @@ fn chat_template(settings: &Json) -> Option<String> {
     }
 }
 
+/// Refuses pieces of a tokenizer of another class than those that are read.
+fn check_class(folder: &Path, settings: &Json, pieces: &str, known: &[&str]) -> Result<(), TokenizerError> {
+    match settings.get("tokenizer_class").and_then(Json::as_str) {
+        Some(class) if !known.contains(&class) => {
+            let found = format!("{pieces} of a {}", one_line(class));
+            Err(TokenizerError::NeedsConversion { folder: folder.display().to_string(), found })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a byte-level tokenizer is RoBERTa's: by its own class, else by the model's type.
+fn is_roberta(settings: &Json, model: &Json) -> bool {
+    let word = |json: &Json, key: &str| json.get(key).and_then(Json::as_str).map(str::to_lowercase);
+    match word(settings, "tokenizer_class") {
+        Some(class) if !class.starts_with("pretrained") => class.starts_with("roberta"),
+        _ => word(model, "model_type").as_deref() == Some("roberta"),
+    }
+}
+
+/// The content of a file that must be UTF-8.
+fn text(path: &Path) -> Result<String, TokenizerError> {
+    String::from_utf8(read(path)?).map_err(|e| TokenizerError::broken(&path.display().to_string(), e))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let failed = |source| TokenizerError::Read { file: path.display().to_string(), source };
     let length = fs::metadata(path).map_err(failed)?.len();
@@ -356,6 +405,10 @@ fn json_file(path: &Path) -> Result<Json, TokenizerError> {
 impl Tokenize for TextTokenizer {
     fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, DataError> {
         Self::encode(self, text, add_special).map_err(|e| DataError::Tokenizer { reason: e.to_string() })
+    }
+
+    fn encode_pair(&self, text: &str, pair: &str) -> Result<Encoded, DataError> {
+        Self::encode_pair(self, text, pair).map_err(|e| DataError::Tokenizer { reason: e.to_string() })
     }
 
     fn bos(&self) -> Option<u32> {

@@ -72,6 +72,17 @@ pub(crate) fn byte_level(vocab: Json, merges: &str, settings: &Json, map: &Json)
             }
         }
     }
+    let pairs = merge_pairs(merges)?;
+    let spaced = settings.get("add_prefix_space").and_then(Json::as_bool).unwrap_or(false);
+    let bos = settings.get("bos_token").or_else(|| map.get("bos_token")).and_then(content);
+    let bos = bos.filter(|_| settings.get("add_bos_token").and_then(Json::as_bool) == Some(true));
+    let front = bos.and_then(|text| Some((text.to_string(), vocab.get(text)?.as_u64()?)));
+    let words = byte_words(spaced, true);
+    Ok(whole(added.into_values().collect(), Json::Null, words, around(front, None), byte_decoder(), bpe(vocab, pairs)))
+}
+
+/// The pairs of a `merges.txt`.
+pub(super) fn merge_pairs(merges: &str) -> Result<Vec<Json>, String> {
     let mut pairs = Vec::new();
     for (number, line) in merges.lines().enumerate() {
         if line.trim().is_empty() || (number == 0 && line.starts_with("#version")) {
@@ -81,12 +92,7 @@ pub(crate) fn byte_level(vocab: Json, merges: &str, settings: &Json, map: &Json)
         let (left, right) = pair.ok_or_else(|| format!("line {} of merges.txt is no pair of tokens", number + 1))?;
         pairs.push(json!([left, right]));
     }
-    let spaced = settings.get("add_prefix_space").and_then(Json::as_bool).unwrap_or(false);
-    let bos = settings.get("bos_token").or_else(|| map.get("bos_token")).and_then(content);
-    let bos = bos.filter(|_| settings.get("add_bos_token").and_then(Json::as_bool) == Some(true));
-    let front = bos.and_then(|text| Some((text.to_string(), vocab.get(text)?.as_u64()?)));
-    let words = byte_words(spaced, true);
-    Ok(whole(added.into_values().collect(), Json::Null, words, around(front, None), byte_decoder(), bpe(vocab, pairs)))
+    Ok(pairs)
 }
 
 /// The tokenizer that a GGUF file carries.
@@ -227,22 +233,22 @@ fn gguf_around(gguf: &Gguf, tokens: &[String], bos_by_default: bool) -> Result<(
     ))
 }
 
-fn special(id: u64, text: &str, special: bool) -> Json {
+pub(super) fn special(id: u64, text: &str, special: bool) -> Json {
     json!({
         "id": id, "content": text, "special": special, "normalized": false,
         "single_word": false, "lstrip": false, "rstrip": false,
     })
 }
 
-fn byte_words(add_prefix_space: bool, use_regex: bool) -> Json {
+pub(super) fn byte_words(add_prefix_space: bool, use_regex: bool) -> Json {
     json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": false, "use_regex": use_regex})
 }
 
-fn byte_decoder() -> Json {
+pub(super) fn byte_decoder() -> Json {
     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true})
 }
 
-fn bpe(vocab: Map<String, Json>, merges: Vec<Json>) -> Json {
+pub(super) fn bpe(vocab: Map<String, Json>, merges: Vec<Json>) -> Json {
     json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
@@ -269,7 +275,7 @@ fn around(front: Named, back: Named) -> Json {
     json!({"type": "TemplateProcessing", "single": piece("A", 0), "pair": pair, "special_tokens": special_tokens})
 }
 
-fn whole(added: Vec<Json>, normalizer: Json, words: Json, around: Json, decoder: Json, model: Json) -> Json {
+pub(super) fn whole(added: Vec<Json>, normalizer: Json, words: Json, around: Json, decoder: Json, model: Json) -> Json {
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
         "pre_tokenizer": words, "post_processor": around, "decoder": decoder, "model": model,

@@ -1,9 +1,11 @@
 //! The one transformer that serves every family.
 
-use super::architecture::{Architecture, Role};
-use super::block::{Block, Run};
+use super::architecture::{Architecture, FeedForward, Head, NormKind, Positions, Role};
+use super::block::{Block, Inner, Run};
+use super::embeddings::{Embedded, Embeddings};
 use super::families::ConfigError;
 use super::linear::Linear;
+use super::norm::Norm;
 use super::rotary::RotaryTables;
 use super::weights::{TensorSource, WeightsError};
 use crate::data::Packed;
@@ -37,6 +39,34 @@ pub enum ModelError {
         id: u32,
         /// The table's rows.
         vocab: usize,
+    },
+    /// A text that is longer than the table of learned positions.
+    #[error(
+        "text {text} of the batch has {tokens} tokens and the model {positions} learned positions; lower --max-tokens"
+    )]
+    TooLong {
+        /// The text, counted from 0 in its batch.
+        text: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// What the table has.
+        positions: usize,
+    },
+    /// A token type that the model's table does not have.
+    #[error("token type {kind} is outside the model's {types} token types; does the tokenizer belong to the model?")]
+    TokenType {
+        /// The type.
+        kind: u32,
+        /// The table's rows.
+        types: usize,
+    },
+    /// A next-token loss is wanted of a model without a language-model head.
+    #[error(
+        "{family} is an encoder: it has no next-token loss; it can be measured, but not trained or evaluated by that loss"
+    )]
+    NoHead {
+        /// The family.
+        family: &'static str,
     },
     /// A hidden state is not finite.
     #[error(
@@ -80,15 +110,15 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// A pretrained decoder: embedding, blocks, final norm, head.
+/// A pretrained decoder or encoder: embeddings, blocks, and where the family has them a final norm and a head.
 #[derive(Debug)]
 pub struct Transformer {
     architecture: Architecture,
-    embedding: Tensor,
+    embeddings: Embeddings,
     blocks: Vec<Block>,
-    final_norm: Tensor,
+    final_norm: Option<Norm>,
     head: Option<Tensor>,
-    rotary: RotaryTables,
+    rotary: Option<RotaryTables>,
     dtype: DType,
     device: Device,
 }
@@ -100,13 +130,15 @@ impl Transformer {
     /// A tensor is missing, has another shape, or cannot be read.
     pub fn load(
         name: &str,
-        architecture: Architecture,
+        mut architecture: Architecture,
         source: &dyn TensorSource,
         dtype: DType,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let expected = expected_tensors(&architecture);
-        let missing: Vec<&str> = expected.keys().filter(|n| !source.contains(n)).map(String::as_str).collect();
+        architecture.names.prefix = prefix(&architecture, source);
+        let expected = architecture.tensors();
+        let missing: Vec<&str> =
+            expected.keys().filter(|n| stored_name(source, n).is_none()).map(String::as_str).collect();
         if !missing.is_empty() {
             let shown = missing.iter().take(3).copied().collect::<Vec<_>>().join(", ");
             let missing = match missing.len() {
@@ -115,38 +147,70 @@ impl Transformer {
             };
             return Err(ModelError::Missing { model: name.to_owned(), missing });
         }
-        let load = |tensor: &str| -> Result<Tensor, ModelError> {
-            let shape = expected.get(tensor).map(Vec::as_slice).unwrap_or_default();
-            Ok(source.load(tensor, shape, dtype, device)?)
+        let load = |tensor: String| -> Result<Tensor, ModelError> {
+            let shape = expected.get(&tensor).map(Vec::as_slice).unwrap_or_default();
+            let stored = stored_name(source, &tensor).unwrap_or(tensor);
+            Ok(source.load(&stored, shape, dtype, device)?)
         };
         let names = &architecture.names;
+        let norm = |path: String| -> Result<Norm, ModelError> {
+            let bias = match architecture.norm {
+                NormKind::Rms => None,
+                NormKind::Layer => Some(load(format!("{path}.bias"))?),
+            };
+            Ok(Norm { weight: load(format!("{path}.weight"))?, bias, eps: architecture.norm_eps })
+        };
         let mut blocks = Vec::with_capacity(architecture.layers);
-        for layer in 0..architecture.layers {
+        for index in 0..architecture.layers {
             let linear = |role: Role| -> Result<Linear, ModelError> {
-                let path = architecture.linear_path(layer, role);
+                let path = architecture.linear_path(index, role);
                 let bias = match architecture.has_bias(role) {
-                    true => Some(load(&format!("{path}.bias"))?),
+                    true => Some(load(format!("{path}.bias"))?),
                     false => None,
                 };
-                Ok(Linear { layer, role, weight: load(&format!("{path}.weight"))?, bias })
+                Ok(Linear { layer: index, role, weight: load(format!("{path}.weight"))?, bias })
             };
-            let [q, k, v, o, gate, up, down] = Role::ALL.map(linear);
             blocks.push(Block {
-                attention_norm: load(&format!("{}.{layer}.{}.weight", names.layers, names.attention_norm))?,
-                feed_forward_norm: load(&format!("{}.{layer}.{}.weight", names.layers, names.feed_forward_norm))?,
-                linears: [q?, k?, v?, o?, gate?, up?, down?],
+                index,
+                norm_place: architecture.norm_place,
+                attention_norm: norm(names.in_block(index, names.attention_norm))?,
+                feed_forward_norm: norm(names.in_block(index, names.feed_forward_norm))?,
+                query: linear(Role::Query)?,
+                key: linear(Role::Key)?,
+                value: linear(Role::Value)?,
+                output: linear(Role::AttentionOutput)?,
+                inner: match architecture.feed_forward {
+                    FeedForward::Gated => Inner::Gated { gate: linear(Role::Gate)?, up: linear(Role::Up)? },
+                    FeedForward::Plain(activation) => Inner::Plain { up: linear(Role::Up)?, activation },
+                },
+                down: linear(Role::Down)?,
             });
         }
-        Ok(Self {
-            embedding: load(&format!("{}.weight", names.embedding))?,
-            final_norm: load(&format!("{}.weight", names.final_norm))?,
-            head: if architecture.tied_head { None } else { Some(load(&format!("{}.weight", names.head))?) },
-            rotary: RotaryTables::new(&architecture.rope, architecture.head_dim, dtype, device),
-            blocks,
-            dtype,
-            device: device.clone(),
-            architecture,
-        })
+        let embeddings = Embeddings {
+            tokens: load(names.whole(names.embedding, "weight"))?,
+            positions: match architecture.positions {
+                Positions::Learned { .. } => Some(load(names.whole(names.positions, "weight"))?),
+                Positions::Rotary(_) => None,
+            },
+            types: match architecture.token_types {
+                0 => None,
+                _ => Some(load(names.whole(names.token_types, "weight"))?),
+            },
+            norm: match architecture.embedding_norm {
+                true => Some(norm(format!("{}{}", names.prefix, names.embedding_norm))?),
+                false => None,
+            },
+        };
+        let final_norm = match architecture.has_final_norm() {
+            true => Some(norm(format!("{}{}", names.prefix, names.final_norm))?),
+            false => None,
+        };
+        let head = match architecture.head {
+            Head::Own => Some(load(names.whole(names.head, "weight"))?),
+            Head::Tied | Head::Absent => None,
+        };
+        let rotary = architecture.rope().map(|rope| RotaryTables::new(rope, architecture.head_dim, dtype, device));
+        Ok(Self { embeddings, blocks, final_norm, head, rotary, dtype, device: device.clone(), architecture })
     }
 
     /// The model's shape.
@@ -170,13 +234,19 @@ impl Transformer {
     /// The embedding table, `[vocabulary, d]`.
     #[must_use]
     pub fn embedding(&self) -> &Tensor {
-        &self.embedding
+        &self.embeddings.tokens
     }
 
     /// The head's weight, `[vocabulary, d]`: the embedding table where the head is tied.
-    #[must_use]
-    pub fn head(&self) -> &Tensor {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    ///
+    /// # Errors
+    /// An encoder has none.
+    pub fn head(&self) -> Result<&Tensor, ModelError> {
+        match (&self.head, self.architecture.head) {
+            (Some(head), _) => Ok(head),
+            (None, Head::Absent) => Err(ModelError::NoHead { family: self.architecture.family }),
+            (None, _) => Ok(self.embedding()),
+        }
     }
 
     /// Makes every weight trainable and returns the variables by Hugging Face's names.
@@ -201,39 +271,39 @@ impl Transformer {
 
     fn tensors_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let names = &self.architecture.names;
-        let mut all = vec![
-            (format!("{}.weight", names.embedding), &mut self.embedding),
-            (format!("{}.weight", names.final_norm), &mut self.final_norm),
-        ];
-        if let Some(head) = &mut self.head {
-            all.push((format!("{}.weight", names.head), head));
+        let mut all = vec![(names.whole(names.embedding, "weight"), &mut self.embeddings.tokens)];
+        for (name, table) in
+            [(names.positions, &mut self.embeddings.positions), (names.token_types, &mut self.embeddings.types)]
+        {
+            all.extend(table.as_mut().map(|table| (names.whole(name, "weight"), table)));
         }
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            let prefix = format!("{}.{layer}", names.layers);
-            all.push((format!("{prefix}.{}.weight", names.attention_norm), &mut block.attention_norm));
-            all.push((format!("{prefix}.{}.weight", names.feed_forward_norm), &mut block.feed_forward_norm));
-            for linear in &mut block.linears {
-                let path = format!("{prefix}.{}", names.linear(linear.role));
-                all.push((format!("{path}.weight"), &mut linear.weight));
-                if let Some(bias) = &mut linear.bias {
-                    all.push((format!("{path}.bias"), bias));
-                }
-            }
+        for (name, norm) in
+            [(names.embedding_norm, &mut self.embeddings.norm), (names.final_norm, &mut self.final_norm)]
+        {
+            let tensors = norm.iter_mut().flat_map(Norm::tensors_mut);
+            all.extend(tensors.map(|(tensor, value)| (names.whole(name, tensor), value)));
+        }
+        if let Some(head) = &mut self.head {
+            all.push((names.whole(names.head, "weight"), head));
+        }
+        for block in &mut self.blocks {
+            all.extend(block.tensors_mut(names));
         }
         all
     }
 
-    /// Runs the tokens through every block and the final norm; `probe` sees each layer.
+    /// Runs the tokens through every block and the final norm, if there is one; `probe` sees each layer.
     ///
-    /// Returns `[tokens, d]` after the final norm.
+    /// Returns `[tokens, d]` after the final norm, or after the last block of a model that has none.
     ///
     /// # Errors
-    /// A token id outside the vocabulary, or what the probe answers.
+    /// A token id outside the vocabulary, a text longer than the learned positions, or what the probe answers.
     pub fn hidden_states(&self, batch: &Packed, pass: &Pass<'_>, probe: &mut dyn Probe) -> Result<Tensor, ModelError> {
-        let mut h = self.embed(batch)?;
-        let state = PassState::new(pass, self, &h, batch)?;
-        self.run_blocks(&mut h, batch, &state, probe)?;
-        let normed = kernels::rms_norm(&h, &self.final_norm, self.architecture.norm_eps)?;
+        let embedded = self.embed(batch)?;
+        let state = PassState::new(pass, self, &embedded, batch)?;
+        let h = self.run_blocks(embedded.input, batch, &state, probe)?;
+        let Some(final_norm) = &self.final_norm else { return Ok(h) };
+        let normed = final_norm.forward(&h)?;
         if probe.wants(Site::FinalNorm, self.architecture.layers) {
             probe.record(Site::FinalNorm, self.architecture.layers, &normed, batch)?;
         }
@@ -243,49 +313,48 @@ impl Transformer {
     /// What the initial residual of this family reads for every token, `[tokens, d]`, without a gradient.
     ///
     /// # Errors
-    /// A token id outside the vocabulary.
+    /// As [`Self::hidden_states`].
     pub fn h0(&self, batch: &Packed) -> Result<Tensor, ModelError> {
-        // Token embedding and layer 0 are the same here.
-        Ok(self.embed(batch)?.detach())
+        Ok(self.embed(batch)?.h0(self.architecture.h0_kind).detach())
     }
 
-    /// Layer 0.
-    fn embed(&self, batch: &Packed) -> Result<Tensor, ModelError> {
-        let vocab = self.architecture.vocab_size;
-        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(ModelError::Token { id, vocab });
-        }
-        Ok(kernels::embedding(&self.embedding, &batch.ids)?)
+    fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
+        self.embeddings.forward(batch, &self.architecture)
     }
 
     fn run_blocks(
         &self,
-        h: &mut Tensor,
+        mut h: Tensor,
         batch: &Packed,
         state: &PassState<'_>,
         probe: &mut dyn Probe,
-    ) -> Result<(), ModelError> {
+    ) -> Result<Tensor, ModelError> {
         if probe.wants(Site::Embedding, 0) {
-            probe.record(Site::Embedding, 0, h, batch)?;
+            probe.record(Site::Embedding, 0, &h, batch)?;
         }
-        let (cos, sin) = self.rotary.upto(batch.longest())?;
+        let rotary = match &self.rotary {
+            Some(tables) => {
+                let (cos, sin) = tables.upto(batch.longest())?;
+                Some((cos, sin, batch.positions()))
+            }
+            None => None,
+        };
         let run = Run {
-            architecture: &self.architecture,
             shape: AttentionShape {
                 heads: self.architecture.heads,
                 kv_heads: self.architecture.kv_heads,
                 head_dim: self.architecture.head_dim,
-                causal: true,
+                causal: self.architecture.causal,
                 scale: 1.0 / (self.architecture.head_dim as f64).sqrt(),
             },
-            rotary: (cos, sin, batch.positions()),
+            rotary,
             batch,
             state,
         };
-        for (index, block) in self.blocks.iter().enumerate() {
-            *h = block.forward(h, index + 1, &run, probe)?;
+        for block in &self.blocks {
+            h = block.forward(&h, &run, probe)?;
         }
-        Ok(())
+        Ok(h)
     }
 
     /// The logits `[tokens, vocabulary]`. Large: for tests and small vocabularies.
@@ -293,8 +362,9 @@ impl Transformer {
     /// # Errors
     /// As [`Self::hidden_states`].
     pub fn logits(&self, batch: &Packed, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+        let head = self.head()?;
         let normed = self.hidden_states(batch, pass, &mut Silent)?;
-        Ok(kernels::linear(&normed, self.head(), None)?)
+        Ok(kernels::linear(&normed, head, None)?)
     }
 
     /// The weighted sum of the next-token losses, a scalar in nats: `Σ_t weight_t · −ln p(target_t)`.
@@ -310,32 +380,24 @@ impl Transformer {
         weights: &[f32],
         pass: &Pass<'_>,
     ) -> Result<Tensor, ModelError> {
+        let head = self.head()?;
         let normed = self.hidden_states(batch, pass, &mut Silent)?;
-        Ok(kernels::linear_cross_entropy(&normed, self.head(), targets, weights)?)
+        Ok(kernels::linear_cross_entropy(&normed, head, targets, weights)?)
     }
 }
 
-/// Every tensor that a model of this architecture has, with its shape.
-fn expected_tensors(architecture: &Architecture) -> BTreeMap<String, Vec<usize>> {
-    let (names, d) = (&architecture.names, architecture.hidden_size);
-    let mut all = BTreeMap::new();
-    let table = vec![architecture.vocab_size, d];
-    all.insert(format!("{}.weight", names.embedding), table.clone());
-    all.insert(format!("{}.weight", names.final_norm), vec![d]);
-    if !architecture.tied_head {
-        all.insert(format!("{}.weight", names.head), table);
-    }
-    for layer in 0..architecture.layers {
-        for norm in [names.attention_norm, names.feed_forward_norm] {
-            all.insert(format!("{}.{layer}.{norm}.weight", names.layers), vec![d]);
-        }
-        for role in Role::ALL {
-            let (path, out) = (architecture.linear_path(layer, role), architecture.output_width(role));
-            all.insert(format!("{path}.weight"), vec![out, architecture.input_width(role)]);
-            if architecture.has_bias(role) {
-                all.insert(format!("{path}.bias"), vec![out]);
-            }
-        }
-    }
-    all
+/// What stands in front of the tensors' names in this file: the same weights are saved with and without a head.
+fn prefix(architecture: &Architecture, source: &dyn TensorSource) -> &'static str {
+    let names = &architecture.names;
+    let here = |prefix: &&&'static str| source.contains(&format!("{prefix}{}.weight", names.embedding));
+    [&names.prefix].into_iter().chain(names.prefixes).find(here).copied().unwrap_or(names.prefix)
+}
+
+/// The name under which `source` has a tensor; old files of BERT call a norm's weight gamma and its bias beta.
+fn stored_name(source: &dyn TensorSource, name: &str) -> Option<String> {
+    let old = || {
+        let (path, tensor) = name.rsplit_once('.').filter(|(path, _)| path.ends_with("LayerNorm"))?;
+        Some(format!("{path}.{}", if tensor == "weight" { "gamma" } else { "beta" }))
+    };
+    if source.contains(name) { Some(name.to_owned()) } else { old().filter(|old| source.contains(old)) }
 }

@@ -1,6 +1,7 @@
 //! What a PEFT run is made of: method, targets, residual.
 
-use crate::model::H0Kind;
+use crate::model::architecture::FeedForward;
+use crate::model::{Architecture, H0Kind, Role};
 use std::fmt;
 use std::str::FromStr;
 
@@ -138,14 +139,18 @@ impl Method {
         }
     }
 
-    /// The targets that the released code trains with this method.
+    /// The linears that are trained if none are named: for LLaMA those of the released code. BERT's last
+    /// feed-forward linear is not among them, since its name `output.dense` is also the end of attention's.
     #[must_use]
-    pub fn default_targets(&self) -> Vec<String> {
-        let names: &[&str] = match self {
-            Self::Lora { .. } => &["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
-            Self::Adapter { .. } => &["gate_proj", "up_proj"],
+    pub fn default_targets(&self, architecture: &Architecture) -> Vec<String> {
+        let gated = architecture.feed_forward == FeedForward::Gated;
+        let roles: &[Role] = match self {
+            Self::Lora { .. } if gated => &[Role::Query, Role::Key, Role::Value, Role::Up, Role::Down],
+            Self::Lora { .. } => &[Role::Query, Role::Key, Role::Value, Role::Up],
+            Self::Adapter { .. } if gated => &[Role::Gate, Role::Up],
+            Self::Adapter { .. } => &[Role::Up],
         };
-        names.iter().map(|&n| n.to_owned()).collect()
+        roles.iter().map(|&role| architecture.names.target(role).to_owned()).collect()
     }
 }
 

@@ -392,20 +392,14 @@ impl ConfigFile {
                 return unsupported("sibo", "present".to_owned(), remedy);
             }
         };
-        if let Some(residual) = &residual
-            && residual.h0_kind != model.architecture().h0_kind
-        {
-            let remedy = format!("this model's h0 is \"{}\"", model.architecture().h0_kind);
-            return unsupported("sibo.h0", format!("\"{}\"", residual.h0_kind), &remedy);
-        }
         Ok(PeftConfig { method, targets: self.targets(file, model)?, residual })
     }
 
     fn targets(&self, file: &str, model: &Transformer) -> Result<Vec<String>, AdapterError> {
-        let names = &model.architecture().names;
+        let architecture = model.architecture();
         match &self.target_modules {
             Value::String(all) if all == "all-linear" => {
-                Ok(crate::model::Role::ALL.iter().map(|&role| names.target(role).to_owned()).collect())
+                Ok(architecture.roles().iter().map(|&role| architecture.names.target(role).to_owned()).collect())
             }
             Value::Array(list) if list.iter().all(Value::is_string) => {
                 let mut targets: Vec<String> = list.iter().filter_map(Value::as_str).map(str::to_owned).collect();

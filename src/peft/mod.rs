@@ -15,7 +15,7 @@ pub use files::{AdapterError, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
 use crate::data::Packed;
-use crate::model::{ModelError, Pass, Role, Transformer};
+use crate::model::{Embedded, ModelError, Pass, Role, Transformer};
 use crate::random::stream;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
@@ -174,18 +174,21 @@ pub struct PassState<'a> {
 }
 
 impl<'a> PassState<'a> {
-    /// Prepares a pass over `batch` whose layer 0 (and h0) is `embedded`, `[tokens, d]`.
+    /// Prepares a pass over `batch`, which is `embedded` so.
     pub(crate) fn new(
         pass: &Pass<'a>,
         model: &Transformer,
-        embedded: &Tensor,
+        embedded: &Embedded,
         batch: &Packed,
     ) -> Result<Self, ModelError> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
-            Some(config) => Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
-                None => InitialResidual::new(&config, model, embedded, batch)?,
-                Some(doses) => InitialResidual::dosed(&config, doses, model, embedded, batch)?,
-            }),
+            Some(config) => {
+                let h0 = embedded.h0(config.h0_kind);
+                Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
+                    None => InitialResidual::new(&config, model, h0, batch)?,
+                    Some(doses) => InitialResidual::dosed(&config, doses, model, h0, batch)?,
+                })
+            }
             None => None,
         };
         #[cfg(test)]
@@ -193,7 +196,8 @@ impl<'a> PassState<'a> {
             Some((config, source)) => Some(InitialResidual::from_source(&config, source)),
             None => residual,
         };
-        let observed = pass.observer.map(|observer| (observer, embedded.detach()));
+        let kind = pass.peft.and_then(|peft| peft.config.residual).map_or(model.architecture().h0_kind, |r| r.h0_kind);
+        let observed = pass.observer.map(|observer| (observer, embedded.h0(kind).detach()));
         Ok(Self { peft: pass.peft, dropout: pass.dropout, residual, observed })
     }
 

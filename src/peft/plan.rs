@@ -117,14 +117,15 @@ impl Plan {
     /// A target that matches nothing, or a size or λ out of range.
     pub fn new(architecture: &Architecture, config: &PeftConfig) -> Result<Self, PlanError> {
         check_ranges(config)?;
-        let names = || Role::ALL.map(|role| architecture.names.target(role)).join(", ");
+        let roles = architecture.roles();
+        let names = || roles.iter().map(|&role| architecture.names.target(role)).collect::<Vec<_>>().join(", ");
         if config.targets.is_empty() {
             return Err(PlanError::NoTargets { names: names() });
         }
         let mut modules = Vec::new();
         let mut used = vec![false; config.targets.len()];
         for layer in 0..architecture.layers {
-            for role in Role::ALL {
+            for &role in roles {
                 let path = architecture.linear_path(layer, role);
                 let mut hit = false;
                 for (target, used) in config.targets.iter().zip(&mut used) {
@@ -261,7 +262,7 @@ mod tests {
 
     fn config(method: Method, policy: Policy) -> PeftConfig {
         let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 };
-        PeftConfig { targets: method.default_targets(), method, residual: Some(residual) }
+        PeftConfig { targets: method.default_targets(&llama_7b()), method, residual: Some(residual) }
     }
 
     fn lora(rank: usize) -> Method {

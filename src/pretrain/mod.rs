@@ -16,6 +16,7 @@ pub mod recipe;
 pub mod run;
 pub mod story;
 pub mod tasks;
+pub mod tuned;
 pub mod vocabulary;
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl Seen {
     }
 
     fn recall(&mut self, words: &[&str]) {
-        assert!(self.holders.is_empty() && words.len() % 2 == 0);
+        assert!(self.holders.is_empty() && words.len().is_multiple_of(2));
         for pair in words.chunks(2) {
             if !self.holders.iter().any(|(name, _)| name == pair[0]) {
                 self.names.push(index(&NAMES, pair[0]));

@@ -50,6 +50,8 @@ pub struct Recipe {
     pub eval_every: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
+    /// Steps of the two tunings behind the log's last lines; 0 leaves them out.
+    pub tuning_steps: u64,
 }
 
 impl Default for Recipe {
@@ -72,6 +74,7 @@ impl Default for Recipe {
             stage_two_share: 0.25,
             eval_every: 200,
             save_every: 200,
+            tuning_steps: 290,
         }
     }
 }

@@ -5,8 +5,9 @@ use super::holdout::Split;
 use super::page::Text;
 use super::question::QuestionKind;
 use super::recipe::Recipe;
+use super::tuned::{TunedEvent, TuningError, tune};
 use super::{corpus::Corpus, corpus::Stage, vocabulary};
-use crate::data::{Example, Packed};
+use crate::data::{Example, LossOn, Packed};
 use crate::kernels;
 use crate::measures::{CosineProbe, TokenSet, effective_rank};
 use crate::model::{Initialisation, ModelError, Pass, RandomWeights, Transformer};
@@ -17,6 +18,9 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
+
+/// The log's name.
+const LOG: &str = "pretrain.jsonl";
 
 /// How much a survey reads.
 struct SurveySize {
@@ -108,7 +112,7 @@ fn count_right(model: &Transformer, prompts: &[Vec<u32>], answers: &[u32]) -> Re
         let states = model.hidden_states(&batch, &Pass::default(), &mut Silent)?.detach();
         let last: Vec<u32> = batch.offsets.iter().skip(1).map(|&end| end as u32 - 1).collect();
         let states = states.index_select(&Tensor::new(last, states.device())?, 0)?;
-        let (_, hits) = kernels::token_losses_and_hits(&states, &model.head().detach(), answers)?;
+        let (_, hits) = kernels::token_losses_and_hits(&states, &model.head()?.detach(), answers)?;
         right += hits.iter().filter(|&&hit| hit).count();
     }
     Ok(right)
@@ -166,15 +170,35 @@ impl Probe for GeometryProbe {
 }
 
 /// Makes the model: trains from the last checkpoint in `folder`, or from the start, and writes
-/// `config.json`, `tokenizer.json`, `model.safetensors` and `pretrain.jsonl` there.
+/// `config.json`, `tokenizer.json`, `model.safetensors` and `pretrain.jsonl` there; then tunes copies of it for
+/// the log's last lines. Answers the last event of pre-training itself.
 ///
 /// # Errors
-/// The run diverges or a file cannot be written.
+/// A run diverges or a file cannot be written.
 pub fn pretrain(
     recipe: &Recipe,
     folder: &Path,
     watch: &mut dyn FnMut(&PretrainEvent, u64),
-) -> Result<PretrainEvent, TrainError> {
+) -> Result<PretrainEvent, TuningError> {
+    let mut events = train(recipe, folder, watch)?;
+    let log = folder.join(LOG);
+    let mut tuned = Vec::new();
+    write_log(&log, &events, &tuned)?;
+    if recipe.tuning_steps > 0 {
+        for loss_on in [LossOn::Answer, LossOn::All] {
+            tuned.push(tune(folder, loss_on, recipe.tuning_steps)?);
+            write_log(&log, &events, &tuned)?;
+        }
+    }
+    events.pop().ok_or_else(|| TrainError::NoData.into())
+}
+
+/// Trains and writes the model; answers the log.
+fn train(
+    recipe: &Recipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(&PretrainEvent, u64),
+) -> Result<Vec<PretrainEvent>, TrainError> {
     let architecture = recipe.architecture().map_err(ModelError::from)?;
     let weights = RandomWeights::new(&architecture, Initialisation::FanIn, recipe.seed);
     let model = Transformer::load("embedded", architecture.clone(), &weights, DType::F32, &Device::Cpu)?;
@@ -182,10 +206,12 @@ pub fn pretrain(
     let fingerprint = crate::hash::sha256_bytes(serde_json::to_string(recipe).unwrap_or_default().as_bytes());
     persist::create_folder(folder)?;
     let checkpoint = Checkpoint::new(&folder.join("checkpoint"), &fingerprint);
-    let log_path = folder.join("pretrain.jsonl");
+    let log_path = folder.join(LOG);
     let (mut moments, mut done, mut events) = match checkpoint.load_model(&subject)? {
         Some((moments, step)) => {
-            let kept: Vec<PretrainEvent> = read_log(&log_path).into_iter().filter(|e| e.step <= step).collect();
+            // What of the log cannot be read is lost: the weights do not depend on it.
+            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+            let kept: Vec<PretrainEvent> = read_log(&log).into_iter().filter(|e| e.step <= step).collect();
             (moments, step, kept)
         }
         None => (Moments::default(), 0, Vec::new()),
@@ -222,7 +248,7 @@ pub fn pretrain(
             watch(&event, total);
             events.push(event);
             since = Since { tokens: since.tokens, ..Since::default() };
-            write_log(&log_path, &events)?;
+            write_log(&log_path, &events, &[])?;
         }
         if done.is_multiple_of(recipe.save_every) || done == total {
             checkpoint.save_model(&subject, &moments, done)?;
@@ -231,12 +257,11 @@ pub fn pretrain(
     if events.last().is_none_or(|event| event.step < done) {
         events.push(survey(&subject, &validation, &AT_THE_END, done, &since, 0.0, started)?);
     }
-    write_log(&log_path, &events)?;
     subject.save(folder, "embedded")?;
     let config = serde_json::to_string_pretty(&recipe.config_json()).unwrap_or_default() + "\n";
     persist::write_file(&folder.join("config.json"), config.as_bytes())?;
     persist::write_file(&folder.join("tokenizer.json"), vocabulary::tokenizer_json().as_bytes())?;
-    events.pop().ok_or(TrainError::NoData)
+    Ok(events)
 }
 
 /// Sums since the last event.
@@ -278,7 +303,7 @@ fn survey(
     started: Instant,
 ) -> Result<PretrainEvent, TrainError> {
     let model = subject.model();
-    let head = model.head().detach();
+    let head = model.head()?.detach();
     let (mut all, mut determined) = ((0.0, 0u64), (0.0, 0u64));
     let read = validation.get(..size.texts as usize).unwrap_or(validation);
     for group in read.chunks(16) {
@@ -315,14 +340,15 @@ fn survey(
     })
 }
 
-/// The events of a log; what cannot be read is made again.
+/// The events of a log, without what comes after pre-training.
 #[must_use]
-pub fn read_log(path: &Path) -> Vec<PretrainEvent> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+pub fn read_log(text: &str) -> Vec<PretrainEvent> {
     text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn write_log(path: &Path, events: &[PretrainEvent]) -> Result<(), TrainError> {
-    let lines: Vec<String> = events.iter().filter_map(|e| serde_json::to_string(e).ok()).collect();
+fn write_log(path: &Path, events: &[PretrainEvent], tuned: &[TunedEvent]) -> Result<(), TrainError> {
+    let events = events.iter().filter_map(|event| serde_json::to_string(event).ok());
+    let tuned = tuned.iter().filter_map(|event| serde_json::to_string(event).ok());
+    let lines: Vec<String> = events.chain(tuned).collect();
     Ok(persist::write_file(path, (lines.join("\n") + "\n").as_bytes())?)
 }

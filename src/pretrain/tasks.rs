@@ -12,14 +12,16 @@ use super::holdout::Split;
 use super::page::Page;
 use super::story::{Rules, Story};
 use super::vocabulary::{self, ENDINGS, OBJECTS};
+use crate::data::{DataError, EncodingOptions, Example, LossOn, Record, Template, Tokenize, encode_records};
 use crate::random::stream;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 /// A fine-tuning task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// "how many more apples has A than B ?" over two or three holders and at most one event: the headline.
+    /// "how many more apples has A than B ?" over two or three holders: the headline.
     Difference,
     /// "who has most ?" over four or five holders, one of whom alone has the most.
     Most,
@@ -107,7 +109,7 @@ impl Task {
     fn rules(self) -> Rules {
         let still = Rules { events: &[0], ..Stage::Three.rules() };
         match self {
-            Self::Difference => Rules { holders: &[2, 3], events: &[0, 1], ..still },
+            Self::Difference => Rules { holders: &[2, 3], ..still },
             Self::Most | Self::Kth => Rules { holders: &[4, 5], ..still },
             Self::Total => Rules { holders: &[3, 4], largest_start: 6, ..still },
             Self::Majority => Rules { holders: &[5, 7], ..still },
@@ -188,6 +190,33 @@ pub fn majority_share(items: &[TaskItem]) -> f64 {
     }
     let most = counts.values().max().copied().unwrap_or_default();
     most as f64 / items.len().max(1) as f64
+}
+
+/// The items as examples of the template `{instruction} {output}`.
+///
+/// With [`LossOn::Answer`] the answer's one token is the only target: the end of the sequence behind it is no
+/// part of the question.
+///
+/// # Errors
+/// The tokenizer cannot encode them.
+pub fn encode_items(items: &[TaskItem], tokenizer: &dyn Tokenize, loss_on: LossOn) -> Result<Vec<Example>, DataError> {
+    let records: Vec<Record> = items
+        .iter()
+        .map(|item| Record::Instruction {
+            instruction: item.instruction.clone(),
+            input: String::new(),
+            output: item.output.clone(),
+        })
+        .collect();
+    let options = EncodingOptions { cutoff: 256, loss_on };
+    let (mut examples, _) = encode_records(&records, &Template::Short, tokenizer, options, Path::new("task"))?;
+    if loss_on == LossOn::Answer {
+        for example in &mut examples {
+            let answer = example.response;
+            example.loss.iter_mut().enumerate().for_each(|(i, target)| *target = i == answer);
+        }
+    }
+    Ok(examples)
 }
 
 /// The items as JSON, one object a line.

@@ -1,7 +1,16 @@
 //! Similarity tables as figures: one curve a run and group, over layers or depth.
 
-use super::chart::{Chart, Panel, Point, Series, Width};
+use super::chart::{Chart, GREY, Panel, Point, Series, Width};
 use super::rows::SimilarityRow;
+
+/// What follows a run's name in the names of its null baselines: tokens of different texts, untrained weights,
+/// shuffled order. They are drawn grey.
+pub const BASELINE_SUFFIXES: [&str; 3] = [" (other texts)", " (untrained)", " (shuffled)"];
+
+/// Which null baseline a run is, if it is one.
+fn baseline(run: &str) -> Option<usize> {
+    BASELINE_SUFFIXES.iter().position(|suffix| run.ends_with(suffix))
+}
 
 /// The horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +56,20 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
             curves.push(curve);
         }
     }
+    // Runs keep the looks that they have without baselines; one kind of baseline has one dash for all runs.
+    let runs = |upto: usize| curves.iter().take(upto).filter(|(run, _)| baseline(run).is_none()).count();
+    let looks: Vec<usize> = curves
+        .iter()
+        .enumerate()
+        .map(|(place, (run, _))| baseline(run).map_or_else(|| runs(place), |kind| GREY + 1 + kind))
+        .collect();
     let one_run = curves.iter().all(|(run, _)| curves.first().is_some_and(|first| first.0 == *run));
     let panels: Vec<Panel> = options
         .panels
         .iter()
         .map(|(measure, tokens)| {
             let rows = || rows.iter().filter(|row| row.measure == *measure && row.tokens == *tokens);
-            let series = curves.iter().enumerate().map(|(style, &(run, group))| {
+            let series = curves.iter().zip(&looks).map(|(&(run, group), &style)| {
                 let own: Vec<&SimilarityRow> =
                     rows().filter(|row| row.run == run && row.group.as_deref() == group).collect();
                 curve(&own, label(run, group, one_run), style, options)
@@ -90,6 +106,23 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
         notes: notes(&drawn, options, hollow),
         width: options.width,
     }
+}
+
+/// Shades what is within `error` of zero in a panel of differences, and greys the curves that never leave it.
+pub fn grey_below(panel: &mut Panel, error: f64) {
+    let places = || panel.series.iter().flat_map(|series| series.points.iter().map(|point| point.x));
+    let ends = places()
+        .fold(None, |ends: Option<(f64, f64)>, x| Some(ends.map_or((x, x), |(low, high)| (low.min(x), high.max(x)))));
+    let Some((first, last)) = ends else { return };
+    for series in &mut panel.series {
+        let mut all = series.points.iter().chain(&series.hollow);
+        if all.all(|point| point.y.is_none_or(|y| y.abs() <= error)) {
+            series.style += GREY;
+        }
+    }
+    let band = |x| Point { x, y: Some(0.0), interval: Some((-error, error)) };
+    let label = "audit error".to_owned();
+    panel.series.push(Series { label, style: GREY, points: vec![band(first), band(last)], hollow: Vec::new() });
 }
 
 fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
@@ -179,6 +212,9 @@ fn notes(rows: &[&SimilarityRow], options: &CurveOptions, hollow: bool) -> Vec<S
     if banded {
         notes.push(note);
     }
+    if rows.iter().any(|row| baseline(&row.run).is_some()) {
+        notes.push("Grey: null baselines, what the measure gives where there is nothing to see.".to_owned());
+    }
     if hollow {
         notes.push("Hollow: after the final norm, at the last layer (drawn beside it).".to_owned());
     }
@@ -239,6 +275,33 @@ mod tests {
         assert!(chart.notes.iter().any(|note| note.contains("final norm")));
         let layers = similarity_chart(&rows(), &options(Depth::Layers, Shown::Mean));
         assert_eq!(layers.panels[0].series[1].points[1].x, 4.0);
+    }
+
+    #[test]
+    fn baselines_are_grey_and_leave_the_runs_their_looks() {
+        let mut with = rows();
+        with.insert(3, row("base (shuffled)", 1, "block", 0.2, None));
+        let plain = similarity_chart(&rows(), &options(Depth::Layers, Shown::Mean));
+        let chart = similarity_chart(&with, &options(Depth::Layers, Shown::Mean));
+        let looks = |chart: &Chart| -> Vec<(String, usize)> {
+            chart.panels[0].series.iter().map(|s| (s.label.clone(), s.style)).collect()
+        };
+        assert_eq!(looks(&plain), [("base".to_owned(), 0), ("SIBO".to_owned(), 1)]);
+        let expected = [("base".to_owned(), 0), ("base (shuffled)".to_owned(), GREY + 3), ("SIBO".to_owned(), 1)];
+        assert_eq!(looks(&chart), expected);
+        assert!(chart.notes.iter().any(|note| note.starts_with("Grey:")));
+    }
+
+    #[test]
+    fn what_the_audit_cannot_tell_from_nothing_is_grey() {
+        let mut chart = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference));
+        let mut small = chart.clone();
+        grey_below(&mut chart.panels[0], 0.05);
+        grey_below(&mut small.panels[0], 0.2);
+        let styles = |chart: &Chart| chart.panels[0].series.iter().map(|s| s.style).collect::<Vec<_>>();
+        assert_eq!((styles(&chart), styles(&small)), (vec![1, GREY], vec![GREY + 1, GREY]));
+        let band = &chart.panels[0].series[1].points;
+        assert_eq!((band[0].x, band[1].x, band[1].interval), (0.0, 4.0, Some((-0.05, 0.05))));
     }
 
     #[test]

@@ -5,12 +5,19 @@ mod curves;
 mod markdown;
 mod rows;
 mod table;
+mod token_pairs;
 
-pub use chart::{Bar, BarChart, BarGroup, Chart, Drawing, Panel, Point, Reference, RenderError, Series, Width};
-pub use curves::{CurveOptions, Depth, Shown, similarity_chart};
+pub use chart::{
+    Bar, BarChart, BarGroup, Chart, Drawing, HeatMap, Panel, Point, Reference, RenderError, Series, Width,
+};
+pub use curves::{BASELINE_SUFFIXES, CurveOptions, Depth, Shown, grey_below, similarity_chart};
 pub use markdown::{Page, frame_table, markdown_table};
 pub use rows::{
     PER_TEXT_COLUMNS, PerTextRow, SIMILARITY_COLUMNS, SimilarityRow, per_text_frame, per_text_rows, similarity_frame,
     similarity_rows,
 };
 pub use table::{TableError, read_table, write_csv, write_parquet, write_table};
+pub use token_pairs::{
+    DistanceRow, HeatMapRow, TokenClassRow, distance_chart, distance_frame, heatmap_chart, heatmap_frame,
+    token_class_chart, token_class_frame,
+};

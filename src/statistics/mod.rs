@@ -1,21 +1,29 @@
 //! Intervals, tests and verdicts.
 //!
 //! Which one to use: for **texts or items** the percentile [`Bootstrap`]; for **proportions**
-//! [`wilson_interval`] and, paired, [`mcnemar_exact`]; for **seeds** [`compare_seeds`], Student's t on
-//! paired differences (a bootstrap over 3 seeds covers about 75 %, not 95). Nothing here takes a missing
-//! or non-finite value: a caller drops such a text from *every* series that it compares, or fails.
+//! [`wilson_interval`] and, paired, [`mcnemar_exact`] or [`mcnemar_mid_p`]; for **seeds** [`compare_seeds`],
+//! Student's t on paired differences (a bootstrap over 3 seeds covers about 75 %, not 95); for seeds over
+//! **several layers or tasks** [`compare_family`], where Holm's correction keeps the whole family at 5 %.
+//! Nothing here takes a missing or non-finite value: a caller drops such a text from *every* series that it
+//! compares, or fails.
 
 mod bootstrap;
+mod family;
+#[cfg(test)]
+mod golden;
 mod proportions;
 mod resampling;
+#[cfg(test)]
+mod simulation;
 mod student;
 
 pub use bootstrap::{Bootstrap, bootstrap_mean_interval, paired_bootstrap_difference};
-pub use proportions::{mcnemar_exact, wilson_interval};
+pub use family::{FamilyMember, compare_family};
+pub use proportions::{discordant_items, mcnemar_exact, mcnemar_mid_p, wilson_interval};
 pub use resampling::{holm, permutation_p_value, sign_flip_p_value};
 pub use student::{
     Comparison, Direction, MIN_SEEDS, Tost, Verdict, compare_seeds, paired_differences, student_t_interval,
-    tost_equivalence,
+    student_t_p_value, tost_equivalence,
 };
 
 /// Replicates of a bootstrap that a published interval is made of.

@@ -16,8 +16,9 @@ pub fn permutation_p_value(observed: f64, null: &[f64]) -> Result<f64, Statistic
     Ok((1.0 + as_extreme as f64) / (1.0 + null.len() as f64))
 }
 
-/// Two-sided p-value that paired `differences` are symmetric about 0, from `replicates` seeded random
-/// flips of their signs.
+/// Two-sided p-value that paired `differences` are symmetric about 0, by flips of their signs. Where there
+/// are no more than `replicates` patterns of signs, all are gone through and the p-value is exact: the
+/// observed pattern is one of them, so it is not 0 either. Otherwise `replicates` seeded random patterns.
 ///
 /// # Errors
 /// No difference, or one that is not finite.
@@ -26,6 +27,14 @@ pub fn sign_flip_p_value(differences: &[f64], replicates: usize, seed: u64) -> R
     let observed = differences.iter().sum::<f64>().abs();
     // A flip that gives the observed sum again must count as equal whatever the order of additions.
     let tolerance = 1e-12 * differences.iter().map(|value| value.abs()).sum::<f64>();
+    let patterns = u32::try_from(differences.len()).ok().and_then(|n| 1usize.checked_shl(n));
+    if let Some(patterns) = patterns.filter(|&patterns| patterns <= replicates) {
+        let sum = |pattern: usize| -> f64 {
+            differences.iter().enumerate().map(|(i, &d)| if pattern >> i & 1 == 0 { d } else { -d }).sum()
+        };
+        let as_extreme = (0..patterns).filter(|&pattern| sum(pattern).abs() >= observed - tolerance).count();
+        return Ok(as_extreme as f64 / patterns as f64);
+    }
     let mut rng = random::stream(seed, &["sign flips"]);
     let null: Vec<f64> = (0..replicates)
         .map(|_| differences.iter().map(|&d| if rng.random::<bool>() { d } else { -d }).sum::<f64>().abs())
@@ -80,9 +89,13 @@ mod tests {
 
     #[test]
     fn sign_flips_approach_the_exact_p_value() {
-        // Five differences of one sign: 2 of the 32 sign patterns are as extreme, p = 0.0625.
-        let p = sign_flip_p_value(&[0.1, 0.2, 0.3, 0.4, 0.5], 20_000, 1).unwrap();
-        assert!((p - 0.0625).abs() < 0.006, "{p}");
+        // Five differences of one sign: 2 of the 32 sign patterns are as extreme.
+        assert_eq!(sign_flip_p_value(&[0.1, 0.2, 0.3, 0.4, 0.5], 32, 1).unwrap(), 0.0625);
+        // Twenty differences have a million patterns;
+        let differences: Vec<f64> = (0..20).map(|i| f64::from(i % 7) - 2.0).collect();
+        let exact = sign_flip_p_value(&differences, 1 << 20, 1).unwrap();
+        let drawn = sign_flip_p_value(&differences, 50_000, 1).unwrap();
+        assert!((drawn - exact).abs() < 3.0 * (exact / 50_000.0).sqrt(), "{drawn} {exact}");
         assert_eq!(sign_flip_p_value(&[0.0, 0.0], 100, 1).unwrap(), 1.0);
     }
 }

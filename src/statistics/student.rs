@@ -28,6 +28,16 @@ pub fn student_t_interval(values: &[f64], level: f64) -> Result<Interval, Statis
     Ok(Interval { low: mean - half, high: mean + half })
 }
 
+/// Two-sided p-value of Student's t-test that the mean of paired `differences` is 0. Differences that do not
+/// vary give 1 at 0 and 0 elsewhere.
+///
+/// # Errors
+/// Fewer than two differences, or one that is not finite.
+pub fn student_t_p_value(differences: &[f64]) -> Result<f64, StatisticsError> {
+    let (mean, error, law) = t_terms("t-test", differences)?;
+    if error > 0.0 { Ok((2.0 * law.sf((mean / error).abs())).min(1.0)) } else { Ok(f64::from(mean == 0.0)) }
+}
+
 /// Outcome of two one-sided tests.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Tost {
@@ -138,27 +148,29 @@ pub fn compare_seeds(differences: &[f64], margin: f64, better: Direction) -> Res
     let interval = if seeds > 1 { Some(student_t_interval(differences, 0.95)?) } else { None };
     let verdict = match interval {
         Some(interval) if seeds >= MIN_SEEDS => {
-            Some(verdict(interval, tost_equivalence(differences, margin, 0.05)?.equivalent, better))
+            let equivalent = tost_equivalence(differences, margin, 0.05)?.equivalent;
+            Some(verdict(equivalent, !interval.contains(0.0), mean, better))
         }
         _ => None,
     };
     Ok(Comparison { seeds, mean, interval, margin, verdict })
 }
 
-fn verdict(interval: Interval, equivalent: bool, better: Direction) -> Verdict {
-    let (helps, hurts) = match better {
-        Direction::Higher => (interval.low > 0.0, interval.high < 0.0),
-        Direction::Lower => (interval.high < 0.0, interval.low > 0.0),
+/// The verdict of a comparison that is `equivalent` or not and whose `mean` does or does not `differ` from 0.
+pub(super) fn verdict(equivalent: bool, differs: bool, mean: f64, better: Direction) -> Verdict {
+    let good = match better {
+        Direction::Higher => mean > 0.0,
+        Direction::Lower => mean < 0.0,
     };
-    match (equivalent, helps, hurts) {
+    match (equivalent, differs, good) {
         (true, _, _) => Verdict::Equivalent,
-        (_, true, _) => Verdict::Helps,
-        (_, _, true) => Verdict::Hurts,
-        _ => Verdict::Undecided,
+        (false, true, true) => Verdict::Helps,
+        (false, true, false) => Verdict::Hurts,
+        (false, false, _) => Verdict::Undecided,
     }
 }
 
-fn check_margin(statistic: &'static str, margin: f64) -> Result<(), StatisticsError> {
+pub(super) fn check_margin(statistic: &'static str, margin: f64) -> Result<(), StatisticsError> {
     if margin > 0.0 && margin.is_finite() {
         return Ok(());
     }

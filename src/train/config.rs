@@ -205,7 +205,7 @@ impl TrainConfig {
             MethodName::Adapter => self.adapter(Placement::Series),
             MethodName::AdapterParallel => self.adapter(Placement::Parallel),
         };
-        let targets = if self.targets.is_empty() { method.default_targets() } else { self.targets.clone() };
+        let targets = if self.targets.is_empty() { method.default_targets(architecture) } else { self.targets.clone() };
         Some(PeftConfig { method, targets, residual: self.residual_config(architecture) })
     }
 

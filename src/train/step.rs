@@ -117,7 +117,7 @@ pub fn evaluate_model(
 ) -> Result<(f64, f64), TrainError> {
     let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
-    let head = model.head().detach();
+    let head = model.head()?.detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     for group in examples.chunks(batch_size.max(1)) {
         let batch = packed(group);

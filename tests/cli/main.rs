@@ -5,10 +5,14 @@
 mod bad_input;
 mod bad_model;
 mod dose;
+mod encoder;
 mod full_disk;
 mod inspect;
+mod measures;
 mod program;
 mod resume;
 mod similarity;
 mod small_model;
+mod states;
+mod token_pairs;
 mod training;

@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from measures import write_measures
+from bert import write_bert, write_minilm
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from sites import write_sites
+from states import write_golden_states
 from tiny_models import write_models
 from training import write_training
 
@@ -37,6 +40,10 @@ def main():
     write_cases(HERE / "sibo", gqa_tied, ids)
     write_sites(HERE / "sites", HERE / "sibo", gqa_tied, ids)
     write_training(HERE / "training", gqa_tied, ids)
+    write_measures(HERE / "measures")
+    write_bert(HERE / "bert")
+    write_minilm(HERE / "minilm.json")
+    write_golden_states(HERE / "states")
 
 
 if __name__ == "__main__":

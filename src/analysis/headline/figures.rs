@@ -1,6 +1,6 @@
 //! The study's figures and tables.
 
-use super::cell::{Arm, CellResult};
+use super::cell::{Arm, CellResult, SearchResult};
 use super::verdicts::last_block;
 use crate::report::{Bar, BarChart, BarGroup, Chart, Panel, Point, Reference, Series, Width};
 use crate::statistics::student_t_interval;
@@ -25,8 +25,9 @@ fn style(arm: Arm) -> usize {
     match arm {
         Arm::Base => 0,
         Arm::LoraVanilla | Arm::AdapterVanilla => 1,
-        Arm::LoraNone => 2,
+        Arm::LoraNone | Arm::AdapterNone => 2,
         Arm::LoraSibo | Arm::AdapterSibo => 3,
+        Arm::Full => 4,
     }
 }
 
@@ -78,7 +79,7 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
         integer_x: true,
         panels: vec![
             panel("LoRA", &[Arm::Base, Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
-            panel("Adapter", &[Arm::Base, Arm::AdapterVanilla, Arm::AdapterSibo]),
+            panel("Adapter", &[Arm::Base, Arm::AdapterVanilla, Arm::AdapterNone, Arm::AdapterSibo]),
         ],
         notes: vec![
             "Bands: 95 % t-interval over seeds. Hollow: after the final norm.".to_owned(),
@@ -111,7 +112,7 @@ pub(super) fn accuracy_figure(cells: &[CellResult]) -> BarChart {
         y_label: "accuracy (%)".to_owned(),
         groups: vec![
             group("LoRA", &[Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
-            group("Adapter", &[Arm::AdapterVanilla, Arm::AdapterSibo]),
+            group("Adapter", &[Arm::AdapterVanilla, Arm::AdapterNone, Arm::AdapterSibo]),
         ],
         references: vec![
             Reference { label: "base model".to_owned(), value: mean(|c| c.accuracy) },
@@ -128,11 +129,21 @@ pub(super) fn cells_frame(cells: &[CellResult]) -> Result<DataFrame, PolarsError
     df!(
         "arm" => cells.iter().map(|c| c.arm.name()).collect::<Vec<_>>(),
         "seed" => cells.iter().map(|c| c.seed).collect::<Vec<_>>(),
+        "lr" => cells.iter().map(|c| (c.lr > 0.0).then_some(c.lr)).collect::<Vec<_>>(),
         "trainable" => cells.iter().map(|c| c.trainable as u64).collect::<Vec<_>>(),
         "accuracy" => cells.iter().map(|c| c.accuracy).collect::<Vec<_>>(),
         "loss" => cells.iter().map(|c| c.loss).collect::<Vec<_>>(),
         "majority" => cells.iter().map(|c| c.majority).collect::<Vec<_>>(),
         "last_block_similarity" => cells.iter().map(last_block).collect::<Vec<_>>(),
+    )
+}
+
+/// One row an arm and learning rate.
+pub(super) fn search_frame(search: &[SearchResult]) -> Result<DataFrame, PolarsError> {
+    df!(
+        "arm" => search.iter().map(|c| c.arm.name()).collect::<Vec<_>>(),
+        "lr" => search.iter().map(|c| c.lr).collect::<Vec<_>>(),
+        "validation_loss" => search.iter().map(|c| c.validation_loss).collect::<Vec<_>>(),
     )
 }
 

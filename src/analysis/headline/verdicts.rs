@@ -51,7 +51,9 @@ pub(super) fn comparisons(study: &StudyConfig, cells: &[CellResult]) -> Result<V
         (Arm::LoraSibo, Arm::LoraNone),
         (Arm::LoraSibo, Arm::LoraVanilla),
         (Arm::LoraNone, Arm::LoraVanilla),
+        (Arm::AdapterSibo, Arm::AdapterNone),
         (Arm::AdapterSibo, Arm::AdapterVanilla),
+        (Arm::AdapterNone, Arm::AdapterVanilla),
     ];
     let mut all = Vec::new();
     for (treatment, control) in pairs {
@@ -133,6 +135,7 @@ mod tests {
         CellResult {
             arm,
             seed,
+            lr: 1e-3,
             trainable: 1,
             accuracy,
             loss: 1.0,

@@ -36,6 +36,9 @@ pub enum ConfigError {
 /// Far above any real model, and small enough that products of three of them fit 64 bits.
 const LARGEST: u64 = 1 << 20;
 
+/// The deepest model that is believed.
+const MOST_LAYERS: usize = 1024;
+
 /// A parsed configuration with checked access.
 pub(super) struct Config<'a> {
     file: &'a str,
@@ -82,6 +85,28 @@ impl<'a> Config<'a> {
     /// A whole number from 1 to 2²⁰ (2³² for positions and vocabulary would only hide an error).
     pub(super) fn size(&self, key: &str) -> Result<usize, ConfigError> {
         self.optional_size(key)?.ok_or_else(|| self.invalid(key, "is missing"))
+    }
+
+    /// A number of blocks.
+    pub(super) fn layers(&self, key: &str) -> Result<usize, ConfigError> {
+        match self.size(key)? {
+            layers @ ..=MOST_LAYERS => Ok(layers),
+            layers => Err(self.invalid(key, &format!("is {layers}; at most {MOST_LAYERS} are supported"))),
+        }
+    }
+
+    /// The first of a list of strings.
+    pub(super) fn first_text(&self, key: &str) -> Option<&'a str> {
+        self.get(key)?.as_array()?.first()?.as_str()
+    }
+
+    /// A whole number from 0 to 2²⁰, such as a token's id.
+    pub(super) fn optional_id(&self, key: &str) -> Result<Option<u32>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64().filter(|&n| n <= LARGEST).and_then(|n| u32::try_from(n).ok()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(self.invalid(key, &format!("is {value}; it must be a whole number from 0 to {LARGEST}"))),
+        }
     }
 
     pub(super) fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {

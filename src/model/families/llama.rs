@@ -1,11 +1,18 @@
 //! LLaMA 1 to 3.2 and what shares its layout (TinyLlama, SmolLM, stories15M).
 
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, H0Kind, Names, Rope, RopeScaling};
+use crate::model::architecture::{
+    Architecture, FeedForward, H0Kind, Head, Names, NormKind, NormPlace, Positions, Rope, RopeScaling,
+};
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType};
 
 const NAMES: Names = Names {
+    prefix: "",
+    prefixes: &[""],
     embedding: "model.embed_tokens",
+    positions: "",
+    token_types: "",
+    embedding_norm: "",
     layers: "model.layers",
     attention_norm: "input_layernorm",
     feed_forward_norm: "post_attention_layernorm",
@@ -22,15 +29,9 @@ const NAMES: Names = Names {
     ],
 };
 
-/// The deepest model that is believed.
-const MOST_LAYERS: usize = 1024;
-
 pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigError> {
     let hidden_size = config.size("hidden_size")?;
-    let layers = config.size("num_hidden_layers")?;
-    if layers > MOST_LAYERS {
-        return Err(config.invalid("num_hidden_layers", &format!("is {layers}; at most {MOST_LAYERS} are supported")));
-    }
+    let layers = config.layers("num_hidden_layers")?;
     let heads = config.size("num_attention_heads")?;
     let kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(heads);
     if heads % kv_heads != 0 {
@@ -63,10 +64,16 @@ pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigEr
         heads,
         kv_heads,
         head_dim,
+        causal: true,
+        norm: NormKind::Rms,
+        norm_place: NormPlace::Before,
         norm_eps: config.positive("rms_norm_eps")?.unwrap_or(1e-6),
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
-        rope: rope(config)?,
-        tied_head: config.flag("tie_word_embeddings")?.unwrap_or(false),
+        positions: Positions::Rotary(rope(config)?),
+        token_types: 0,
+        embedding_norm: false,
+        feed_forward: FeedForward::Gated,
+        head: if config.flag("tie_word_embeddings")?.unwrap_or(false) { Head::Tied } else { Head::Own },
         attention_bias: config.flag("attention_bias")?.unwrap_or(false),
         mlp_bias: config.flag("mlp_bias")?.unwrap_or(false),
         h0_kind: H0Kind::Token,
@@ -117,6 +124,7 @@ fn rope(config: &Config<'_>) -> Result<Rope, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use crate::model::architecture::Head;
     use crate::model::families::parse_config;
     use serde_json::{Value, json};
 
@@ -135,7 +143,7 @@ mod tests {
     fn defaults_are_transformers_own() {
         let a = parse_config("config.json", &base()).unwrap();
         assert_eq!((a.head_dim, a.kv_heads, a.max_positions), (8, 2, 2048));
-        assert_eq!((a.norm_eps, a.rope.theta, a.tied_head), (1e-6, 10_000.0, false));
+        assert_eq!((a.norm_eps, a.rope().unwrap().theta, a.head), (1e-6, 10_000.0, Head::Own));
         let linears = 48 * 48 + 2 * (48 * 16) + 48 * 48 + 3 * 48 * 80;
         assert_eq!(a.parameter_count(), 2 * 97 * 48 + 3 * (linears + 96) + 48);
     }
@@ -168,7 +176,7 @@ mod tests {
         let mut config = with("rope_scaling", scaling);
         config["rope_theta"] = json!(500_000.0);
         config["head_dim"] = json!(128);
-        let rope = parse_config("c", &config).unwrap().rope;
+        let rope = parse_config("c", &config).unwrap().rope().unwrap().clone();
         let frequencies = rope.inverse_frequencies(128);
         // transformers' LlamaRotaryEmbedding for Llama-3.1: the first is 1, the last 500000^(-126/128) / 8
         assert_eq!(frequencies[0], 1.0);

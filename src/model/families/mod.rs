@@ -1,7 +1,9 @@
 //! One short file a family: `config.json` to an [`Architecture`].
 
+mod bert;
 mod config;
 mod llama;
+mod roberta;
 
 pub use config::ConfigError;
 
@@ -10,7 +12,7 @@ use config::Config;
 use std::path::Path;
 
 /// The `model_type`s that are supported.
-pub const SUPPORTED: &[&str] = &["llama"];
+pub const SUPPORTED: &[&str] = &["llama", "bert", "roberta"];
 
 /// Reads a folder's `config.json`.
 ///
@@ -33,6 +35,8 @@ pub fn parse_config(file: &str, value: &serde_json::Value) -> Result<Architectur
     let config = Config::new(file, value)?;
     match config.text("model_type")?.as_deref() {
         Some("llama") => llama::architecture(&config),
+        Some("bert") => bert::architecture(&config),
+        Some("roberta") => roberta::architecture(&config),
         Some(other) => {
             Err(config
                 .invalid("model_type", &format!("\"{other}\" is not supported; supported: {}", SUPPORTED.join(", "))))

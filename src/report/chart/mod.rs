@@ -1,11 +1,13 @@
-//! Charts for print: what to show ([`Chart`], [`BarChart`]) and how it becomes PNG or SVG ([`Drawing`]).
+//! Charts for print: what to show ([`Chart`], [`BarChart`], [`HeatMap`]) and how it becomes PNG or SVG ([`Drawing`]).
 //!
 //! Sizes are those of a page: one column is 3.5 in wide, two are 7 in, text is 6.5 to 9 pt, PNG has
 //! 300 dots an inch. The same input gives the same bytes.
 
 mod axis;
 mod bars;
+mod colours;
 mod drawing;
+mod heatmap;
 mod labels;
 mod lines;
 mod page;
@@ -14,8 +16,10 @@ mod style;
 
 pub use bars::{Bar, BarChart, BarGroup, Reference};
 pub use drawing::Drawing;
+pub use heatmap::HeatMap;
 pub use lines::{Chart, Panel, Point, Series};
 pub use render::RenderError;
+pub(super) use style::GREY;
 
 /// Width at print, in a paper of two columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +125,7 @@ mod tests {
             for (runs, panels) in [(1, 1), (4, 1), (5, 2), (8, 3), (8, 5)] {
                 drawings.push(chart(width, runs, panels).draw());
             }
+            drawings.extend([0, 1, 2, 7, 24, 60, 100, 400].map(|n| heatmap::tests::map(n, width).draw()));
         }
         for drawing in drawings {
             let frames = frames(&drawing);

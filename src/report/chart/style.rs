@@ -9,6 +9,11 @@ const PALETTE: [(u8, u8, u8); 7] =
 /// Dashes and gaps in points; the empty one is a solid line.
 const DASHES: [&[f64]; 5] = [&[], &[5.0, 1.6], &[1.6, 1.4], &[6.0, 1.4, 1.4, 1.4], &[3.0, 1.4]];
 
+/// Series from this number on are grey: null baselines, which no one is to mistake for a run.
+pub(in crate::report) const GREY: usize = 1 << 16;
+
+const GREY_RGB: (u8, u8, u8) = (150, 150, 150);
+
 const MARKERS: [Marker; 6] = [Marker::Circle, Marker::Square, Marker::Up, Marker::Diamond, Marker::Down, Marker::Cross];
 
 pub(super) const TEXT: Ink = Ink::solid((34, 34, 34));
@@ -39,9 +44,11 @@ pub(super) struct Style {
 impl Style {
     pub(super) fn of(index: usize) -> Self {
         // The three lists have coprime lengths, so a combination repeats only after 210 series.
-        let pick = |length: usize| index % length;
+        let own = if index >= GREY { index - GREY } else { index };
+        let pick = |length: usize| own % length;
+        let colour = PALETTE.get(pick(PALETTE.len())).copied().unwrap_or_default();
         Self {
-            rgb: PALETTE.get(pick(PALETTE.len())).copied().unwrap_or_default(),
+            rgb: if index >= GREY { GREY_RGB } else { colour },
             marker: MARKERS.get(pick(MARKERS.len())).copied().unwrap_or(Marker::Circle),
             dashes: DASHES.get(pick(DASHES.len())).copied().unwrap_or_default(),
         }

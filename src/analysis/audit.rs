@@ -1,0 +1,255 @@
+//! The audit: how far the numbers are from what another road gives, on a sample of texts.
+//!
+//! Three roads: each text alone instead of in a batch, f64 instead of the compute type, and the definition of the
+//! cosine written out over all pairs. There is no padding in this program, so padding cannot enter; that a text's
+//! company in a packed batch does not enter either is what the first road shows.
+
+use super::chunks::TextSupply;
+use super::means::RunMeans;
+use super::plan::MeasurePlan;
+use super::run_values::RunValues;
+use super::similarity::{
+    EncodedText, RunInput, RunModel, RunState, SimilarityError, StateSource, Unwatched, measure_run,
+};
+use crate::data::Packed;
+use crate::measures::{Measure, Point, Scope, TokenSet};
+use crate::model::{ModelError, Pass};
+use crate::peft::Peft;
+use crate::probe::{Probe, Site};
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Texts of an audit, unless asked otherwise.
+pub const AUDIT_TEXTS: usize = 8;
+
+/// The largest deviations that an audit found, by measure.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Audit {
+    /// How many texts were looked at.
+    pub texts: usize,
+    /// Alone against in a batch.
+    pub company: BTreeMap<Measure, f64>,
+    /// In f64 against the compute type.
+    pub precision: BTreeMap<Measure, f64>,
+    /// All pairs against the one sweep, for both forms of the cosine.
+    pub pairs: BTreeMap<Measure, f64>,
+}
+
+impl Audit {
+    /// The error of a measure: the largest of its deviations, in the unit of the measure.
+    #[must_use]
+    pub fn error(&self, measure: Measure) -> Option<f64> {
+        let found = [&self.company, &self.precision, &self.pairs];
+        found.iter().filter_map(|road| road.get(&measure).copied()).reduce(f64::max)
+    }
+
+    /// Takes in the audit of another run: the larger deviations stay.
+    pub fn merge(&mut self, other: &Self) {
+        self.texts = self.texts.max(other.texts);
+        let roads = [
+            (&mut self.company, &other.company),
+            (&mut self.precision, &other.precision),
+            (&mut self.pairs, &other.pairs),
+        ];
+        for (own, other) in roads {
+            for (&measure, &deviation) in other {
+                raise(own, measure, deviation);
+            }
+        }
+    }
+
+    /// For a manifest.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let road = |found: &BTreeMap<Measure, f64>| -> Value {
+            found.iter().map(|(measure, value)| (measure.name().to_owned(), json!(value))).collect::<Map<_, _>>().into()
+        };
+        json!({
+            "texts": self.texts,
+            "alone_against_batch": road(&self.company),
+            "f64_against_compute_type": road(&self.precision),
+            "all_pairs_against_one_sweep": road(&self.pairs),
+        })
+    }
+}
+
+fn raise(road: &mut BTreeMap<Measure, f64>, measure: Measure, deviation: f64) {
+    let slot = road.entry(measure).or_insert(0.0);
+    // A NaN is the largest deviation of all.
+    *slot = if deviation.is_nan() { f64::INFINITY } else { slot.max(deviation) };
+}
+
+/// A run in the compute type and in f64.
+#[derive(Debug, Clone, Copy)]
+pub struct Precisions<'a> {
+    /// As measured.
+    pub model: RunModel<'a>,
+    /// The same weights in f64.
+    pub exact: RunModel<'a>,
+}
+
+/// Audits a run on `sample`, with the corpus means that it was measured with.
+///
+/// # Errors
+/// As [`measure_run`].
+pub fn audit(
+    name: &str,
+    models: Precisions<'_>,
+    sample: &[EncodedText],
+    plan: &MeasurePlan,
+    means: Option<&RunMeans>,
+    batch_size: usize,
+) -> Result<Audit, SimilarityError> {
+    // Lookups are too dear to be taken twice more, and corpus measures are not of a sample.
+    let measures: Vec<Measure> = plan
+        .measures
+        .iter()
+        .copied()
+        .filter(|m| m.scope() == Scope::Text && m.class() != crate::measures::Class::Lookup)
+        .filter(|m| !m.second_pass() || means.is_some())
+        .collect();
+    let plan = MeasurePlan { measures, ..plan.clone() };
+    let texts: Vec<EncodedText> = sample.to_vec();
+    let none = BTreeSet::new();
+    let run = |model: RunModel<'_>, texts: &dyn TextSupply, batch_size: usize| -> Result<RunValues, SimilarityError> {
+        let input = RunInput {
+            name,
+            source: StateSource::Model(model),
+            reference: None,
+            reference_means: None,
+            texts,
+            lookup: &none,
+            means,
+            other_texts: false,
+            batch_size,
+        };
+        Ok(measure_run(&input, &plan, RunState::default(), &mut Unwatched)?.0)
+    };
+    let together = run(models.model, &texts, batch_size)?;
+    let alone = run(models.model, &texts, 1)?;
+    let exact = run(models.exact, &texts, batch_size)?;
+    let mut found = Audit { texts: sample.len(), ..Audit::default() };
+    compare(&together, &alone, &mut found.company);
+    compare(&together, &exact, &mut found.precision);
+    for (number, text) in sample.iter().enumerate() {
+        let mut probe = AllPairs { plan: &plan, means, text, found: BTreeMap::new() };
+        let frozen = models.model.peft.map(Peft::frozen);
+        let packed = Packed::from_sequences(&[&text.ids]).with_types(&[&text.types]);
+        let pass = Pass::inference(frozen.as_ref());
+        let forward = models.model.transformer.hidden_states(&packed, &pass, &mut probe);
+        forward.map_err(|source| SimilarityError::Run { run: name.to_owned(), source })?;
+        for ((point, measure, set), value) in &probe.found {
+            let (Some(at), Some(slot)) = (alone.place(*point), alone.slot(*measure)) else { continue };
+            raise(&mut found.pairs, *measure, deviation(alone.value(number, at, slot, *set), *value));
+        }
+    }
+    Ok(found)
+}
+
+/// How far two values are apart; where only one is defined, infinitely far.
+fn deviation(a: Option<f64>, b: Option<f64>) -> f64 {
+    match (a, b) {
+        (Some(a), Some(b)) => (a - b).abs(),
+        (None, None) => 0.0,
+        _ => f64::INFINITY,
+    }
+}
+
+fn compare(a: &RunValues, b: &RunValues, road: &mut BTreeMap<Measure, f64>) {
+    for (slot, &measure) in a.measures.iter().enumerate() {
+        for text in 0..a.texts.len() {
+            for point in 0..a.points.len() {
+                for set in TokenSet::ALL {
+                    let apart = deviation(a.value(text, point, slot, set), b.value(text, point, slot, set));
+                    raise(road, measure, apart);
+                }
+            }
+        }
+    }
+}
+
+/// The cosine by its definition, O(n²), in f64.
+struct AllPairs<'a> {
+    plan: &'a MeasurePlan,
+    means: Option<&'a RunMeans>,
+    text: &'a EncodedText,
+    found: BTreeMap<(Point, Measure, TokenSet), Option<f64>>,
+}
+
+impl Probe for AllPairs<'_> {
+    fn record(&mut self, site: Site, layer: usize, states: &Tensor, _: &Packed) -> Result<(), ModelError> {
+        let point = Point { site, layer };
+        let rows: Vec<Vec<f64>> = states.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2()?;
+        let text =
+            crate::measures::streaming::TextRows { special: self.text.special.clone(), span: self.text.span.clone() };
+        for set in TokenSet::ALL {
+            let own: Vec<&Vec<f64>> = text.of(set, rows.len()).into_iter().filter_map(|p| rows.get(p)).collect();
+            if self.plan.measures.contains(&Measure::Cosine) {
+                self.found.insert((point, Measure::Cosine, set), all_pairs(&own));
+            }
+            let mean = self.means.and_then(|means| means.get(point, set));
+            if let (true, Some(mean)) = (self.plan.measures.contains(&Measure::CosineCentred), mean) {
+                let less = |row: &&Vec<f64>| row.iter().zip(&mean.mean).map(|(x, m)| x - m).collect::<Vec<f64>>();
+                let moved: Vec<Vec<f64>> = own.iter().map(less).collect();
+                let value = all_pairs(&moved.iter().collect::<Vec<_>>());
+                self.found.insert((point, Measure::CosineCentred, set), value);
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.plan.point(site, layer).is_some()
+    }
+}
+
+fn all_pairs(rows: &[&Vec<f64>]) -> Option<f64> {
+    let norm = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let rows: Vec<(&Vec<f64>, f64)> = rows.iter().map(|row| (*row, norm(row))).filter(|(_, n)| *n > 0.0).collect();
+    let (mut sum, mut pairs) = (0.0, 0u64);
+    for (i, (a, of_a)) in rows.iter().enumerate() {
+        for (b, of_b) in rows.iter().skip(i + 1) {
+            sum += a.iter().zip(*b).map(|(x, y)| x * y).sum::<f64>() / (of_a * of_b);
+            pairs += 1;
+        }
+    }
+    (pairs > 0).then(|| sum / pairs as f64)
+}
+
+/// The texts that a scan drew, in the order of the input.
+///
+/// # Errors
+/// A text cannot be read.
+pub fn sample(texts: &dyn TextSupply, drawn: &BTreeSet<u64>) -> Result<Vec<EncodedText>, SimilarityError> {
+    texts.open()?.filter(|text| text.as_ref().map_or(true, |text| drawn.contains(&text.index))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_pairs_by_hand() {
+        let rows = [vec![1.0, 0.0], vec![0.0, 2.0], vec![0.0, 0.0], vec![3.0, 0.0]];
+        let value = all_pairs(&rows.iter().collect::<Vec<_>>()).unwrap();
+        assert!((value - 1.0 / 3.0).abs() < 1e-15, "a zero row does not count");
+        assert_eq!(all_pairs(&[&rows[0]]), None);
+    }
+
+    #[test]
+    fn the_error_is_the_largest_deviation() {
+        let mut one = Audit { texts: 3, ..Audit::default() };
+        raise(&mut one.company, Measure::Cosine, 1e-9);
+        raise(&mut one.precision, Measure::Cosine, 1e-6);
+        let mut two = Audit { texts: 2, ..Audit::default() };
+        raise(&mut two.pairs, Measure::Cosine, 1e-5);
+        raise(&mut two.company, Measure::Mad, f64::NAN);
+        one.merge(&two);
+        assert_eq!((one.texts, one.error(Measure::Cosine)), (3, Some(1e-5)));
+        assert_eq!(one.error(Measure::Mad), Some(f64::INFINITY));
+        assert_eq!(one.error(Measure::NormMean), None);
+        assert_eq!(deviation(Some(1.0), None), f64::INFINITY);
+        assert_eq!(one.json()["f64_against_compute_type"]["cosine"], 1e-6);
+    }
+}

@@ -1,0 +1,196 @@
+//! The tables of measured runs: means over texts with intervals and paired differences, and every text's own value.
+
+use super::run_values::RunValues;
+use crate::measures::{Measure, Point, Scope, TokenSet};
+use crate::report::{PerTextRow, SimilarityRow};
+use crate::statistics::{self, Bootstrap, Interval, REPLICATES, StatisticsError};
+use std::collections::BTreeMap;
+
+/// The level of every interval.
+const LEVEL: f64 = 0.95;
+
+/// The table of several runs over the same texts; `references` gives for each run the one that its differences are
+/// against, if any. A run has rows only for what it measured.
+///
+/// # Errors
+/// An interval cannot be computed.
+pub fn similarity_rows(
+    runs: &[RunValues],
+    references: &[Option<usize>],
+    seed: u64,
+) -> Result<Vec<SimilarityRow>, StatisticsError> {
+    let mut rows = Vec::new();
+    let mut intervals = Intervals::new(seed);
+    for (index, run) in runs.iter().enumerate() {
+        let against = references.get(index).copied().flatten().filter(|&r| r != index).and_then(|r| runs.get(r));
+        for group in groups(run) {
+            for (at, &point) in run.points.iter().enumerate() {
+                for (slot, &measure) in run.measures.iter().enumerate() {
+                    for tokens in TokenSet::ALL {
+                        let mut row = empty_row(run, &group, point, measure, tokens, against);
+                        match measure.scope() {
+                            Scope::Text => {
+                                let own = run.series(&group, at, slot, tokens);
+                                let other = against.and_then(|r| {
+                                    let (place, slot) = (r.place(point)?, r.slot(measure)?);
+                                    Some(run.partners(r, &group, place, slot, tokens))
+                                });
+                                intervals.fill(rows.len(), own, other)?;
+                            }
+                            // One number for all texts: groups have none.
+                            Scope::Corpus if group.is_some() => continue,
+                            Scope::Corpus => {
+                                let (value, texts) = run.corpus(point, measure, tokens);
+                                let other = against.and_then(|r| r.corpus(point, measure, tokens).0);
+                                (row.mean, row.texts) = (value, texts);
+                                row.diff = value.zip(other).map(|(own, other)| own - other);
+                            }
+                        }
+                        rows.push(row);
+                    }
+                }
+            }
+        }
+    }
+    intervals.finish(&mut rows)?;
+    Ok(rows)
+}
+
+fn empty_row(
+    run: &RunValues,
+    group: &Option<String>,
+    point: Point,
+    measure: Measure,
+    tokens: TokenSet,
+    against: Option<&RunValues>,
+) -> SimilarityRow {
+    SimilarityRow {
+        run: run.run.clone(),
+        group: group.clone(),
+        layer: point.layer as u32,
+        site: point.site.to_string(),
+        measure: measure.name().to_owned(),
+        tokens: tokens.to_string(),
+        mean: None,
+        std: None,
+        ci_low: None,
+        ci_high: None,
+        texts: 0,
+        reference: against.map(|r| r.run.clone()),
+        diff: None,
+        diff_ci_low: None,
+        diff_ci_high: None,
+    }
+}
+
+/// `None` first (all texts), then every group in order of appearance.
+fn groups(run: &RunValues) -> Vec<Option<String>> {
+    let mut all = vec![None];
+    for text in &run.texts {
+        if text.group.is_some() && !all.contains(&text.group) {
+            all.push(text.group.clone());
+        }
+    }
+    all
+}
+
+/// Collects series that share their texts, so that each set of texts is resampled once.
+struct Intervals {
+    seed: u64,
+    /// By which texts are defined.
+    pending: BTreeMap<Vec<bool>, Vec<Pending>>,
+    moments: Vec<(usize, bool, f64, Option<f64>, u64)>,
+}
+
+/// A series that waits for its interval.
+struct Pending {
+    /// The row that it belongs to.
+    row: usize,
+    /// Whether it is the difference to the reference.
+    difference: bool,
+    values: Vec<f64>,
+}
+
+impl Intervals {
+    fn new(seed: u64) -> Self {
+        Self { seed, pending: BTreeMap::new(), moments: Vec::new() }
+    }
+
+    fn fill(
+        &mut self,
+        row: usize,
+        own: Vec<Option<f64>>,
+        other: Option<Vec<Option<f64>>>,
+    ) -> Result<(), StatisticsError> {
+        if let Some(other) = other {
+            let pairs = own.iter().zip(&other).map(|(a, b)| Some((*a)? - (*b)?)).collect();
+            self.add(row, true, pairs)?;
+        }
+        self.add(row, false, own)
+    }
+
+    fn add(&mut self, row: usize, difference: bool, values: Vec<Option<f64>>) -> Result<(), StatisticsError> {
+        let mask: Vec<bool> = values.iter().map(Option::is_some).collect();
+        let defined: Vec<f64> = values.into_iter().flatten().collect();
+        if defined.is_empty() {
+            return Ok(());
+        }
+        let (mean, std) = statistics::mean_and_std(&defined)?;
+        self.moments.push((row, difference, mean, std, defined.len() as u64));
+        self.pending.entry(mask).or_default().push(Pending { row, difference, values: defined });
+        Ok(())
+    }
+
+    fn finish(self, rows: &mut [SimilarityRow]) -> Result<(), StatisticsError> {
+        for (row, difference, mean, std, texts) in self.moments {
+            let Some(row) = rows.get_mut(row) else { continue };
+            if difference {
+                row.diff = Some(mean);
+            } else {
+                (row.mean, row.std, row.texts) = (Some(mean), std, texts);
+            }
+        }
+        for entries in self.pending.into_values() {
+            let items = entries.first().map_or(0, |entry| entry.values.len());
+            let series: Vec<&[f64]> = entries.iter().map(|entry| entry.values.as_slice()).collect();
+            let found = Bootstrap::new(items, REPLICATES, self.seed)?.intervals(&series, LEVEL)?;
+            for (entry, Interval { low, high }) in entries.iter().zip(found) {
+                let Some(row) = rows.get_mut(entry.row) else { continue };
+                if entry.difference {
+                    (row.diff_ci_low, row.diff_ci_high) = (Some(low), Some(high));
+                } else {
+                    (row.ci_low, row.ci_high) = (Some(low), Some(high));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The table of every text: of the measures that are a number a text.
+#[must_use]
+pub fn per_text_rows(runs: &[RunValues]) -> Vec<PerTextRow> {
+    let mut rows = Vec::new();
+    for run in runs {
+        for (number, text) in run.texts.iter().enumerate() {
+            for (at, point) in run.points.iter().enumerate() {
+                for (slot, measure) in run.measures.iter().enumerate().filter(|(_, m)| m.scope() == Scope::Text) {
+                    for tokens in TokenSet::ALL {
+                        rows.push(PerTextRow {
+                            run: run.run.clone(),
+                            group: text.group.clone(),
+                            text: text.index,
+                            n_tokens: text.tokens as u32,
+                            layer: point.layer as u32,
+                            site: point.site.to_string(),
+                            measure: measure.name().to_owned(),
+                            tokens: tokens.to_string(),
+                            value: run.value(number, at, slot, tokens),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    rows
+}

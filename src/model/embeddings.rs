@@ -1,0 +1,113 @@
+//! From token ids to layer 0.
+
+use super::ModelError;
+use super::architecture::{Architecture, H0Kind, Positions};
+use super::norm::Norm;
+use crate::data::Packed;
+use crate::kernels;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// The tables that stand in front of the first block.
+#[derive(Debug)]
+pub(super) struct Embeddings {
+    /// `[vocabulary, d]`.
+    pub(super) tokens: Tensor,
+    /// Learned positions, `[rows, d]`.
+    pub(super) positions: Option<Tensor>,
+    /// Token types, `[types, d]`.
+    pub(super) types: Option<Tensor>,
+    pub(super) norm: Option<Norm>,
+}
+
+/// What a batch becomes, `[tokens, d]` each.
+pub(crate) struct Embedded {
+    /// The rows of the token table.
+    pub(crate) token: Tensor,
+    /// Layer 0: what the first block receives.
+    pub(crate) input: Tensor,
+}
+
+impl Embedded {
+    /// What the initial residual reads.
+    pub(crate) fn h0(&self, kind: H0Kind) -> &Tensor {
+        match kind {
+            H0Kind::Token => &self.token,
+            H0Kind::Input => &self.input,
+        }
+    }
+}
+
+impl Embeddings {
+    pub(super) fn forward(&self, batch: &Packed, architecture: &Architecture) -> Result<Embedded, ModelError> {
+        let vocab = architecture.vocab_size;
+        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(ModelError::Token { id, vocab });
+        }
+        let token = kernels::embedding(&self.tokens, &batch.ids)?;
+        let mut input = token.clone();
+        if let (Some(table), Positions::Learned { first, padding }) = (&self.positions, &architecture.positions) {
+            let rows = positions(batch, *first, *padding, architecture.max_positions)?;
+            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows)?, 1.0)?;
+        }
+        if let Some(table) = &self.types {
+            let rows = types(batch, architecture)?;
+            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows)?, 1.0)?;
+        }
+        if let Some(norm) = &self.norm {
+            input = norm.forward(&input)?;
+        }
+        Ok(Embedded { token, input })
+    }
+}
+
+/// The row of the position table of every token. A padding token reads the row before the first and is no
+/// position to those behind it (transformers, `create_position_ids_from_input_ids`).
+fn positions(batch: &Packed, first: usize, padding: Option<u32>, most: usize) -> Result<Arc<[u32]>, ModelError> {
+    let mut rows = Vec::with_capacity(batch.ids.len());
+    for text in 0..batch.sequences() {
+        let ids = batch.sequence(text);
+        if ids.len() > most {
+            return Err(ModelError::TooLong { text, tokens: ids.len(), positions: most });
+        }
+        let mut next = first;
+        for &id in ids {
+            if Some(id) == padding {
+                rows.push(first.saturating_sub(1) as u32);
+            } else {
+                rows.push(next as u32);
+                next += 1;
+            }
+        }
+    }
+    Ok(rows.into())
+}
+
+/// The type of every token; 0 where the batch names none.
+fn types(batch: &Packed, architecture: &Architecture) -> Result<Arc<[u32]>, ModelError> {
+    if batch.types.is_empty() {
+        return Ok(vec![0; batch.ids.len()].into());
+    }
+    if batch.types.len() != batch.ids.len() {
+        let reason = format!("{} token types for {} tokens", batch.types.len(), batch.ids.len());
+        return Err(ModelError::Tensor(candle_core::Error::Msg(reason)));
+    }
+    match batch.types.iter().find(|&&kind| kind as usize >= architecture.token_types) {
+        Some(&kind) => Err(ModelError::TokenType { kind, types: architecture.token_types }),
+        None => Ok(Arc::clone(&batch.types)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_no_position_and_a_long_text_is_refused() {
+        let batch = Packed::from_sequences(&[vec![0, 5, 1, 6], vec![7]]);
+        assert_eq!(*positions(&batch, 2, Some(1), 4).unwrap(), [2, 3, 1, 4, 2]);
+        assert_eq!(*positions(&batch, 0, None, 4).unwrap(), [0, 1, 2, 3, 0]);
+        let error = positions(&batch, 0, None, 3).unwrap_err().to_string();
+        assert_eq!(error, "text 0 of the batch has 4 tokens and the model 3 learned positions; lower --max-tokens");
+    }
+}

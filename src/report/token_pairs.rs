@@ -1,0 +1,335 @@
+//! Tables and figures about pairs of tokens: their classes, their distance, the matrix of one text.
+
+use super::chart::{Chart, HeatMap, Panel, Point, Series, Width};
+use polars::df;
+use polars::prelude::{DataFrame, PolarsError};
+
+/// The mean cosine within a class of tokens, or between two.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenClassRow {
+    /// Name of the run.
+    pub run: String,
+    /// Layer: 0 is the embedding, 1..L the block outputs.
+    pub layer: u32,
+    /// `embedding`, `block` or `final_norm`.
+    pub site: String,
+    /// `first`, `special`, `digits`, `punctuation`, `words` or `other`.
+    pub class_a: String,
+    /// The same as `class_a` for the pairs within it, else one that comes later in that list.
+    pub class_b: String,
+    /// Mean over texts, each weighing 1.
+    pub mean: f64,
+    /// Sample standard deviation over texts.
+    pub std: Option<f64>,
+    /// Pairs of tokens, over all texts.
+    pub pairs: u64,
+    /// Texts that have such a pair.
+    pub texts: u64,
+}
+
+/// The mean cosine of tokens that stand so far apart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistanceRow {
+    /// Name of the run.
+    pub run: String,
+    /// Layer, as in [`TokenClassRow::layer`].
+    pub layer: u32,
+    /// Site.
+    pub site: String,
+    /// Smallest distance |i − j|, in tokens.
+    pub distance_from: u64,
+    /// Largest.
+    pub distance_to: u64,
+    /// Mean over texts, each weighing 1.
+    pub mean: f64,
+    /// Sample standard deviation over texts.
+    pub std: Option<f64>,
+    /// Pairs of tokens, over all texts.
+    pub pairs: u64,
+    /// Texts that have such a pair.
+    pub texts: u64,
+}
+
+/// One cell of a token × token matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeatMapRow {
+    /// Position of the one token in its text, from 0.
+    pub row: u32,
+    /// Position of the other.
+    pub column: u32,
+    /// The one token, white space made visible.
+    pub token_row: String,
+    /// The other.
+    pub token_column: String,
+    /// Their cosine; empty if one of the two rows is zero.
+    pub cosine: Option<f64>,
+}
+
+fn cells<'a, R, T>(rows: &'a [R], cell: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(cell).collect()
+}
+
+/// The frame of `token_classes.csv`.
+///
+/// # Errors
+/// None in practice; polars' constructor is fallible.
+pub fn token_class_frame(rows: &[TokenClassRow]) -> Result<DataFrame, PolarsError> {
+    df!(
+        "run" => cells(rows, |row| row.run.as_str()),
+        "layer" => cells(rows, |row| row.layer),
+        "site" => cells(rows, |row| row.site.as_str()),
+        "class_a" => cells(rows, |row| row.class_a.as_str()),
+        "class_b" => cells(rows, |row| row.class_b.as_str()),
+        "mean" => cells(rows, |row| row.mean),
+        "std" => cells(rows, |row| row.std),
+        "pairs" => cells(rows, |row| row.pairs),
+        "texts" => cells(rows, |row| row.texts),
+    )
+}
+
+/// The frame of `distance.csv`.
+///
+/// # Errors
+/// As [`token_class_frame`].
+pub fn distance_frame(rows: &[DistanceRow]) -> Result<DataFrame, PolarsError> {
+    df!(
+        "run" => cells(rows, |row| row.run.as_str()),
+        "layer" => cells(rows, |row| row.layer),
+        "site" => cells(rows, |row| row.site.as_str()),
+        "distance_from" => cells(rows, |row| row.distance_from),
+        "distance_to" => cells(rows, |row| row.distance_to),
+        "mean" => cells(rows, |row| row.mean),
+        "std" => cells(rows, |row| row.std),
+        "pairs" => cells(rows, |row| row.pairs),
+        "texts" => cells(rows, |row| row.texts),
+    )
+}
+
+/// The frame of a heat map's CSV.
+///
+/// # Errors
+/// As [`token_class_frame`].
+pub fn heatmap_frame(rows: &[HeatMapRow]) -> Result<DataFrame, PolarsError> {
+    df!(
+        "row" => cells(rows, |row| row.row),
+        "column" => cells(rows, |row| row.column),
+        "token_row" => cells(rows, |row| row.token_row.as_str()),
+        "token_column" => cells(rows, |row| row.token_column.as_str()),
+        "cosine" => cells(rows, |row| row.cosine),
+    )
+}
+
+/// The order of classes: each keeps its colour in every panel and figure.
+const CLASSES: [&str; 6] = ["first", "special", "digits", "punctuation", "words", "other"];
+
+/// The figure of `token_classes.csv`: for each run a panel of the pairs within a class and one of the pairs with
+/// a word, over the layers.
+#[must_use]
+pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
+    let mut panels = Vec::new();
+    for run in runs(rows.iter().map(|row| row.run.as_str())) {
+        let within = |class: &str| rows_of(rows, run, class, class);
+        let with_words = |class: &str| match class {
+            "words" => Vec::new(),
+            "other" => rows_of(rows, run, "words", class),
+            _ => rows_of(rows, run, class, "words"),
+        };
+        panels.push(class_panel(format!("{run}: within a class"), within));
+        panels.push(class_panel(format!("{run}: with words"), with_words));
+    }
+    Chart {
+        title: "Who is alike: similarity by class of token".to_owned(),
+        subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
+        x_label: LAYERS.to_owned(),
+        integer_x: true,
+        panels,
+        notes: notes(rows.iter().any(|row| row.site == FINAL_NORM), "Mean over the texts that have such a pair."),
+        width: Width::TwoColumn,
+    }
+}
+
+const LAYERS: &str = "layer (0 = embedding, 1…L = blocks)";
+const FINAL_NORM: &str = "final_norm";
+
+fn notes(hollow: bool, first: &str) -> Vec<String> {
+    let after = "Hollow: after the final norm, at the last layer (drawn beside it).";
+    std::iter::once(first).chain(hollow.then_some(after)).map(str::to_owned).collect()
+}
+
+fn runs<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut runs = Vec::new();
+    names.for_each(|name| {
+        if !runs.contains(&name) {
+            runs.push(name);
+        }
+    });
+    runs
+}
+
+fn rows_of<'a>(rows: &'a [TokenClassRow], run: &str, a: &str, b: &str) -> Vec<&'a TokenClassRow> {
+    rows.iter().filter(|row| row.run == run && row.class_a == a && row.class_b == b).collect()
+}
+
+fn texts_phrase(texts: impl Iterator<Item = u64>) -> String {
+    let (least, most) = texts.fold((u64::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
+    if least >= most { format!("n = {most} texts") } else { format!("n = {least} to {most} texts") }
+}
+
+fn class_panel<'a>(title: String, rows: impl Fn(&str) -> Vec<&'a TokenClassRow>) -> Panel {
+    let series = CLASSES.iter().enumerate().filter_map(|(style, class)| {
+        let rows = rows(class);
+        let point = |row: &&TokenClassRow| Point { x: f64::from(row.layer), y: Some(row.mean), interval: None };
+        let (after, mut along): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.site == FINAL_NORM);
+        along.sort_by_key(|row| row.layer);
+        (!along.is_empty() || !after.is_empty()).then(|| Series {
+            label: (*class).to_owned(),
+            style,
+            points: along.iter().map(point).collect(),
+            hollow: after.iter().map(point).collect(),
+        })
+    });
+    Panel { title, y_label: "mean cosine of the pairs".to_owned(), series: series.collect(), y_range: None }
+}
+
+/// The figure of `distance.csv`: for each run a panel with a curve for each of at most five layers, spread evenly
+/// from the first to the last, over the binary logarithm of the distance.
+#[must_use]
+pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
+    let panels = runs(rows.iter().map(|row| row.run.as_str())).into_iter().map(|run| {
+        let own = || rows.iter().filter(|row| row.run == run && row.site != FINAL_NORM);
+        let mut layers: Vec<u32> = own().map(|row| row.layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let series = spread(&layers).into_iter().enumerate().map(|(style, layer)| {
+            let mut along: Vec<&DistanceRow> = own().filter(|row| row.layer == layer).collect();
+            along.sort_by_key(|row| row.distance_from);
+            let point = |row: &&DistanceRow| {
+                // The middle of a band on a logarithmic axis.
+                let middle = (row.distance_from as f64 * row.distance_to as f64).sqrt().log2();
+                Point { x: middle, y: Some(row.mean), interval: None }
+            };
+            let points = along.iter().map(point).collect();
+            Series { label: format!("layer {layer}"), style, points, hollow: Vec::new() }
+        });
+        Panel {
+            title: run.to_owned(),
+            y_label: "mean cosine of the pairs".to_owned(),
+            series: series.collect(),
+            y_range: None,
+        }
+    });
+    Chart {
+        title: "Similarity against distance".to_owned(),
+        subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
+        x_label: "log₂ of the distance |i − j| (0 = neighbours, 5 = 32 tokens apart)".to_owned(),
+        integer_x: true,
+        panels: panels.collect(),
+        notes: notes(
+            false,
+            "Mean over the texts that have such a pair. A point stands in the middle of its band of distances.",
+        ),
+        width: Width::TwoColumn,
+    }
+}
+
+/// At most five of the layers, evenly from the first to the last.
+fn spread(layers: &[u32]) -> Vec<u32> {
+    const MOST: usize = 5;
+    if layers.len() <= MOST {
+        return layers.to_vec();
+    }
+    let last = layers.len() - 1;
+    (0..MOST).filter_map(|step| layers.get((step * last + (MOST - 1) / 2) / (MOST - 1)).copied()).collect()
+}
+
+/// The figure of a heat map's table (its cells row by row): the diagonal is left out of the scale.
+#[must_use]
+pub fn heatmap_chart(rows: &[HeatMapRow], title: String, subtitle: String) -> HeatMap {
+    let first = rows.first().map_or(0, |cell| cell.row);
+    let columns: Vec<String> =
+        rows.iter().take_while(|cell| cell.row == first).map(|cell| cell.token_column.clone()).collect();
+    let labels = rows.iter().step_by(columns.len().max(1)).map(|cell| cell.token_row.clone()).collect();
+    let values = rows.iter().map(|cell| cell.cosine.filter(|_| cell.row != cell.column)).collect();
+    let zero = rows.iter().any(|cell| cell.cosine.is_none());
+    let grey = if zero { "Grey: a token with itself, and rows that are zero." } else { "Grey: a token with itself." };
+    HeatMap {
+        title,
+        subtitle,
+        rows: labels,
+        columns,
+        values,
+        value_label: "cosine".to_owned(),
+        notes: vec![grey.to_owned()],
+        width: Width::TwoColumn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(layer: u32, site: &str, a: &str, b: &str, mean: f64) -> TokenClassRow {
+        let (run, site) = ("base".to_owned(), site.to_owned());
+        TokenClassRow { run, layer, site, class_a: a.into(), class_b: b.into(), mean, std: None, pairs: 3, texts: 4 }
+    }
+
+    #[test]
+    fn a_class_keeps_its_colour_and_the_other_class_is_found_on_either_side() {
+        let rows = [
+            class(1, "block", "digits", "words", 0.2),
+            class(0, "embedding", "digits", "words", 0.1),
+            class(0, "embedding", "words", "words", 0.5),
+            class(0, "embedding", "words", "other", 0.7),
+            class(1, "final_norm", "words", "words", 0.9),
+        ];
+        let chart = token_class_chart(&rows);
+        let [within, with_words] = chart.panels.as_slice() else { panic!("{chart:?}") };
+        let drawn = |panel: &Panel| -> Vec<(String, usize, Vec<f64>)> {
+            let values = |s: &Series| s.points.iter().filter_map(|p| p.y).collect();
+            panel.series.iter().map(|s| (s.label.clone(), s.style, values(s))).collect()
+        };
+        assert_eq!(drawn(within), [("words".to_owned(), 4, vec![0.5])]);
+        assert_eq!(within.series[0].hollow[0].y, Some(0.9));
+        assert_eq!(drawn(with_words), [("digits".to_owned(), 2, vec![0.1, 0.2]), ("other".to_owned(), 5, vec![0.7])]);
+        assert_eq!(chart.subtitle, "n = 4 texts");
+    }
+
+    #[test]
+    fn distances_stand_at_the_middle_of_their_band_and_layers_are_spread() {
+        let row = |layer: u32, from: u64, to: u64| DistanceRow {
+            run: "base".into(),
+            layer,
+            site: "block".into(),
+            distance_from: from,
+            distance_to: to,
+            mean: f64::from(layer) / 10.0 + 1.0 / from as f64,
+            std: None,
+            pairs: 5,
+            texts: 2,
+        };
+        let rows: Vec<DistanceRow> = (0..=30).flat_map(|l| [row(l, 17, 32), row(l, 1, 1), row(l, 4, 4)]).collect();
+        let chart = distance_chart(&rows);
+        let labels: Vec<&str> = chart.panels[0].series.iter().map(|s| s.label.as_str()).collect();
+        assert_eq!(labels, ["layer 0", "layer 8", "layer 15", "layer 23", "layer 30"]);
+        let places: Vec<f64> = chart.panels[0].series[0].points.iter().map(|p| p.x).collect();
+        assert_eq!(places[..2], [0.0, 2.0]);
+        assert!((places[2] - (17.0_f64 * 32.0).sqrt().log2()).abs() < 1e-12);
+        assert_eq!(spread(&[0, 3, 6]), [0, 3, 6]);
+    }
+
+    #[test]
+    fn the_diagonal_is_not_drawn_as_a_value() {
+        let cell = |row: u32, column: u32, cosine| HeatMapRow {
+            row,
+            column,
+            token_row: format!("t{row}"),
+            token_column: format!("t{column}"),
+            cosine,
+        };
+        let rows = [cell(4, 4, Some(1.0)), cell(4, 5, Some(0.3)), cell(5, 4, Some(0.3)), cell(5, 5, Some(1.0))];
+        let map = heatmap_chart(&rows, "t".into(), "s".into());
+        assert_eq!((map.rows, map.columns), (vec!["t4".to_owned(), "t5".into()], vec!["t4".to_owned(), "t5".into()]));
+        assert_eq!(map.values, [None, Some(0.3), Some(0.3), None]);
+        assert_eq!(map.notes, ["Grey: a token with itself."]);
+    }
+}

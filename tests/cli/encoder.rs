@@ -1,0 +1,85 @@
+//! An encoder from the command line: measured, inspected, and refused where it cannot be trained.
+
+use crate::program::{assert_one_line, run, succeed};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert").join(name)
+}
+
+#[test]
+fn pairs_run_through_bert_with_their_token_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = dir.path().join("pairs.jsonl");
+    let measure = |model: &str, lines: &[serde_json::Value], options: &str| -> Vec<(String, String, f64)> {
+        fs::write(&texts, lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+        let out = dir.path().join("out");
+        let model = golden(model);
+        succeed(&format!(
+            "similarity --model {} --texts {} --out {} {options}",
+            model.display(),
+            texts.display(),
+            out.display()
+        ));
+        let mut reader = csv::Reader::from_path(out.join("similarity.csv")).unwrap();
+        let names = reader.headers().unwrap().clone();
+        let at = |name: &str| names.iter().position(|n| n == name).unwrap();
+        let rows = reader.records().map(Result::unwrap);
+        rows.filter(|r| &r[at("measure")] == "cosine" && &r[at("tokens")] == "all")
+            .map(|r| (r[at("site")].to_owned(), r[at("layer")].to_owned(), r[at("mean")].parse().unwrap()))
+            .collect()
+    };
+    let pair = [json!({"sentence1": "the cat sat", "sentence2": "two dogs run"})];
+    let rows = measure("tiny_bert", &pair, "");
+    let sites: BTreeSet<&str> = rows.iter().map(|r| r.0.as_str()).collect();
+    assert_eq!(sites, BTreeSet::from(["block", "embedding"]), "there is no final norm");
+    assert_eq!(rows.len(), 4);
+    // The same tokens as one text have one type: another sum of embeddings, and so another similarity.
+    let one = measure("tiny_bert", &[json!({"text": "the cat sat [SEP] two dogs run"})], "");
+    assert!((rows[0].2 - one[0].2).abs() > 1e-3, "{rows:?} {one:?}");
+    assert_eq!(measure("tiny_roberta", &pair, "").len(), 3);
+    // Longer than the 40 learned positions: cut there.
+    let long = [json!({"text": "the cat sat on the mat ".repeat(20)})];
+    assert_eq!(measure("tiny_bert", &long, ""), measure("tiny_bert", &long, "--max-tokens 40"));
+}
+
+#[test]
+fn the_plan_of_bert_names_its_modules_and_what_is_mixed() {
+    let model = golden("tiny_bert");
+    let plan =
+        |options: &str| succeed(&format!("inspect --model {} --method lora --rank 2 {options}", model.display()));
+    let official = plan("--sibo-lambda 0.2");
+    let line = |text: &str, module: &str| text.lines().find(|l| l.starts_with(module)).unwrap().to_owned();
+    assert!(line(&official, "encoder.layer.2.intermediate.dense").ends_with("  yes"), "{official}");
+    assert!(line(&official, "encoder.layer.0.attention.self.query").contains("no: policy official"), "{official}");
+    assert!(official.contains("mixed into 3 of 12 modules") && official.contains("h0          input"), "{official}");
+    assert!(official.contains("hidden_states[l] is layer l for every l"), "{official}");
+    assert!(plan("--sibo-lambda 0.2 --sibo-policy all").contains("mixed into 12 of 12 modules"));
+    let down = plan("--targets output.dense --sibo-lambda 0.2 --sibo-policy all");
+    assert!(line(&down, "encoder.layer.1.output.dense").contains("no: its input is the feed-forward's"), "{down}");
+    assert!(line(&down, "encoder.layer.1.attention.output.dense").contains("no: its input is attention's"), "{down}");
+    let ended = run(&format!("inspect --model {} --method lora --targets up_proj", model.display()));
+    assert_one_line(&ended, &["up_proj", "query, key, value, attention.output.dense, intermediate.dense"], "targets");
+}
+
+#[test]
+fn an_encoder_is_not_trained_on_a_next_token_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.jsonl");
+    fs::write(&data, format!("{}\n", json!({"instruction": "the cat", "output": "sat"}))).unwrap();
+    let out = dir.path().join("out");
+    let model = golden("tiny_bert");
+    let ended = run(&format!("train --model {} --data {} --out {}", model.display(), data.display(), out.display()));
+    assert_one_line(&ended, &["tiny_bert", "bert is an encoder", "no next-token loss"], "train");
+}
+
+#[test]
+fn an_unknown_family_is_told_the_known_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), json!({"model_type": "mamba"}).to_string()).unwrap();
+    let ended = run(&format!("inspect --model {}", dir.path().display()));
+    assert_one_line(&ended, &["mamba", "supported: llama, bert, roberta"], "family");
+}

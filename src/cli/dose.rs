@@ -105,6 +105,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let (name, folder) = adapter_name(&args.adapter)?;
     let device = open::device(&args.device)?;
     let model = open::model(&args.model, args.revision.as_deref(), args.dtype.into(), &device)?;
+    model.transformer.head().with_context(|| format!("--model {}", args.model))?;
     let peft = with_policy(args, &model, load_adapter(&folder, &model.transformer)?)?;
     let texts = texts(args, &model)?;
     let (examples, loss_source) = examples(args, &model, &texts)?;
@@ -233,7 +234,7 @@ fn texts(args: &DoseArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
         if let Some(encoded) = clip(encoded, Some(longest), None) {
             let span = 0..encoded.ids.len();
             let index = text.index as u64;
-            all.push(EncodedText { index, group: None, ids: encoded.ids, special: encoded.special, span });
+            all.push(EncodedText { index, group: None, ids: encoded.ids, special: encoded.special, types: encoded.types, span });
         }
     }
     ensure!(!all.is_empty(), "{}: no text in it", args.texts.display());

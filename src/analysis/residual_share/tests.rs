@@ -19,6 +19,7 @@ fn texts() -> Vec<EncodedText> {
         group: None,
         ids: ids.to_vec(),
         special: vec![false; ids.len()],
+        types: vec![],
         span: 1..ids.len(),
     };
     vec![text(0, &[1, 7, 9, 3, 3]), text(1, &[1, 4, 20])]

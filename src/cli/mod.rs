@@ -6,6 +6,7 @@ macro_rules! say {
     ($($part:tt)*) => { $crate::cli::print_line(&format!($($part)*)) };
 }
 
+mod dose;
 mod inspect;
 mod open;
 mod pretrain;
@@ -48,6 +49,8 @@ enum Verb {
     Train(Box<train::TrainArgs>),
     /// Measure token similarity layer by layer, and compare models, adapters and checkpoints.
     Similarity(Box<similarity::SimilarityArgs>),
+    /// Turn the lambda of a trained, frozen adapter up and down: what the initial residual causes.
+    Dose(Box<dose::DoseArgs>),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
     /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
@@ -69,6 +72,7 @@ impl Cli {
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Train(args) => train::run(&args, quiet),
             Verb::Similarity(args) => similarity::run(&args, quiet),
+            Verb::Dose(args) => dose::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
         }

@@ -10,7 +10,7 @@ use super::rotary::RotaryTables;
 use super::weights::{TensorSource, WeightsError};
 use crate::data::Packed;
 use crate::kernels::{self, AttentionShape};
-use crate::peft::{DropoutKey, PassState, Peft};
+use crate::peft::{BranchObserver, DropoutKey, PassState, Peft};
 use crate::probe::{Probe, Silent, Site};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
@@ -92,13 +92,21 @@ pub struct Pass<'a> {
     pub peft: Option<&'a Peft>,
     /// Present in training: names the dropout masks.
     pub dropout: Option<DropoutKey>,
+    /// Watches what the PEFT branches read, if anyone does.
+    pub observer: Option<&'a dyn BranchObserver>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass without dropout through the base model and `peft`.
     #[must_use]
     pub fn inference(peft: Option<&'a Peft>) -> Self {
-        Self { peft, dropout: None }
+        Self { peft, dropout: None, observer: None }
+    }
+
+    /// The same pass with its PEFT branches watched.
+    #[must_use]
+    pub fn observed_by(self, observer: &'a dyn BranchObserver) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The initial residual: what the λ term reads, and the mix `x~ = (1−λ)·x + λ·r`.
 
+use super::Dose;
 use super::config::{Arm, ResidualConfig};
 use crate::data::Packed;
 use crate::kernels;
@@ -16,6 +17,8 @@ pub(crate) struct InitialResidual {
     arm: Arm,
     /// r for every token of the batch, `[tokens, d]`; for `h0-normed` before rescaling; unused for `none`.
     source: Tensor,
+    /// By block, where each has its own dose; else empty.
+    blocks: Vec<InitialResidual>,
 }
 
 impl InitialResidual {
@@ -35,7 +38,58 @@ impl InitialResidual {
 
     /// A residual whose r is given.
     pub(crate) fn from_source(config: &ResidualConfig, source: Tensor) -> Self {
-        Self { lambda: config.lambda, arm: config.arm, source }
+        Self { lambda: config.lambda, arm: config.arm, source, blocks: Vec::new() }
+    }
+
+    /// The same with a dose of its own for every block.
+    pub(crate) fn dosed(
+        config: &ResidualConfig,
+        doses: &[Dose],
+        model: &Transformer,
+        h0: &Tensor,
+        batch: &Packed,
+    ) -> Result<Self> {
+        let mut whole = Self::new(config, model, h0, batch)?;
+        // Each arm is prepared once: what `random` reads costs a walk over the embedding table.
+        let mut prepared: Vec<Self> = vec![whole.clone()];
+        for dose in doses {
+            let known = prepared.iter().find(|residual| residual.arm == dose.arm).cloned();
+            let residual = match known {
+                Some(residual) => residual,
+                None => {
+                    let made = Self::new(&ResidualConfig { arm: dose.arm, ..*config }, model, h0, batch)?;
+                    prepared.push(made.clone());
+                    made
+                }
+            };
+            whole.blocks.push(Self { lambda: dose.lambda, ..residual });
+        }
+        Ok(whole)
+    }
+
+    /// What the modules of a block (from 0) read.
+    pub(crate) fn in_block(&self, layer: usize) -> &Self {
+        self.blocks.get(layer).unwrap_or(self)
+    }
+
+    /// λ and what r is.
+    pub(crate) fn dose(&self) -> Dose {
+        Dose { lambda: self.lambda, arm: self.arm }
+    }
+
+    /// r for the input `x`; `None` where nothing is added.
+    pub(crate) fn source_for(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        match self.arm {
+            Arm::None => Ok(None),
+            Arm::H0Normed => {
+                let norm = |t: &Tensor| t.sqr()?.sum_keepdim(D::Minus1)?.sqrt();
+                let (target, own) = (norm(&x.detach())?, norm(&self.source)?);
+                // A zero h0 row has no direction to rescale: it stays zero.
+                let own = own.clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX))?;
+                Ok(Some(self.source.broadcast_mul(&(target / own)?)?))
+            }
+            _ => Ok(Some(self.source.clone())),
+        }
     }
 
     /// The same λ with nothing to read; `None` if it reads nothing as it is.
@@ -48,17 +102,9 @@ impl InitialResidual {
         if self.lambda == 0.0 {
             return Ok(x.clone());
         }
-        match self.arm {
-            Arm::None => x.affine(1.0 - self.lambda, 0.0),
-            Arm::H0Normed => {
-                let norm = |t: &Tensor| t.sqr()?.sum_keepdim(D::Minus1)?.sqrt();
-                let (target, own) = (norm(&x.detach())?, norm(&self.source)?);
-                // A zero h0 row has no direction to rescale: it stays zero.
-                let own = own.clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX))?;
-                let r = self.source.broadcast_mul(&(target / own)?)?;
-                kernels::residual_mix(x, &r, self.lambda)
-            }
-            _ => kernels::residual_mix(x, &self.source, self.lambda),
+        match self.source_for(x)? {
+            None => x.affine(1.0 - self.lambda, 0.0),
+            Some(r) => kernels::residual_mix(x, &r, self.lambda),
         }
     }
 }

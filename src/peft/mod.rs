@@ -1,12 +1,16 @@
 //! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.
 
+mod branch_pass;
 mod config;
+mod dose;
 mod files;
 mod initial_residual;
 mod module;
 mod plan;
 
+pub use branch_pass::{BranchObserver, BranchPass};
 pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+pub use dose::Dose;
 pub use files::{AdapterError, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
@@ -26,6 +30,8 @@ pub struct Peft {
     plan: Plan,
     /// By block, then by role.
     modules: Vec<[Option<Module>; 7]>,
+    /// By block, λ and arm that stand in for the configured ones; never written to a file.
+    doses: Option<Vec<Dose>>,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -72,6 +78,7 @@ impl Peft {
             config,
             plan,
             modules,
+            doses: None,
             #[cfg(test)]
             stated_source: None,
         })
@@ -162,6 +169,8 @@ pub struct PassState<'a> {
     peft: Option<&'a Peft>,
     dropout: Option<DropoutKey>,
     residual: Option<InitialResidual>,
+    /// Who watches the branches, and h0.
+    observed: Option<(&'a dyn BranchObserver, Tensor)>,
 }
 
 impl<'a> PassState<'a> {
@@ -173,7 +182,13 @@ impl<'a> PassState<'a> {
         batch: &Packed,
     ) -> Result<Self, ModelError> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual) {
-            Some(config) => Some(InitialResidual::new(&config, model, embedded.h0(config.h0_kind), batch)?),
+            Some(config) => {
+                let h0 = embedded.h0(config.h0_kind);
+                Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
+                    None => InitialResidual::new(&config, model, h0, batch)?,
+                    Some(doses) => InitialResidual::dosed(&config, doses, model, h0, batch)?,
+                })
+            }
             None => None,
         };
         #[cfg(test)]
@@ -181,22 +196,25 @@ impl<'a> PassState<'a> {
             Some((config, source)) => Some(InitialResidual::from_source(&config, source)),
             None => residual,
         };
-        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual })
+        let kind = pass.peft.and_then(|peft| peft.config.residual).map_or(model.architecture().h0_kind, |r| r.h0_kind);
+        let observed = pass.observer.map(|observer| (observer, embedded.h0(kind).detach()));
+        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual, observed })
     }
 
     /// The same pass without PEFT; `None` if no linear of these roles in block `layer` (from 0) has a module, so
     /// that nothing would change there.
     pub(crate) fn without_peft(&self, layer: usize, roles: &[Role]) -> Option<Self> {
         roles.iter().find_map(|&role| self.module(layer, role))?;
-        Some(Self { peft: None, dropout: self.dropout, residual: None })
+        Some(Self { peft: None, dropout: self.dropout, residual: None, observed: None })
     }
 
     /// The same pass with nothing in the place of h0 (the arm `none`); `None` if no module of these roles in block
     /// `layer` (from 0) reads a λ term.
     pub(crate) fn without_h0(&self, layer: usize, roles: &[Role]) -> Option<Self> {
-        let residual = self.residual.as_ref()?.without_source()?;
+        let residual = self.residual.as_ref()?.in_block(layer).without_source()?;
         let mixed = |role: &Role| self.module(layer, *role).is_some_and(|m| m.planned.residual == Mixing::Mixed);
-        roles.iter().any(mixed).then_some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual) })
+        let residual = roles.iter().any(mixed).then_some(residual)?;
+        Some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual), observed: None })
     }
 
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {

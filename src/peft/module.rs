@@ -1,8 +1,8 @@
 //! The trainable branches themselves: LoRA and bottleneck adapters.
 
-use super::PassState;
 use super::config::Method;
 use super::plan::{Mixing, PlannedModule, Position};
+use super::{BranchPass, PassState};
 use crate::kernels;
 use crate::model::Linear;
 use crate::random::stream;
@@ -70,10 +70,15 @@ impl Module {
 
     /// The branch's output for its own input `x`, unscaled.
     fn branch(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
-        let mixed = match &state.residual {
-            Some(residual) if self.planned.residual == Mixing::Mixed => residual.mix(x)?,
-            _ => x.clone(),
+        let residual = state.residual.as_ref().filter(|_| self.planned.residual == Mixing::Mixed);
+        let residual = residual.map(|residual| residual.in_block(self.planned.layer));
+        let mixed = match residual {
+            Some(residual) => residual.mix(x)?,
+            None => x.clone(),
         };
+        if let Some((observer, h0)) = &state.observed {
+            observer.observe(&BranchPass { module: self, residual, h0, input: x, mixed: &mixed })?;
+        }
         let inner = match self.method {
             Method::Lora { dropout, .. } => {
                 let input = match state.dropout {
@@ -82,7 +87,17 @@ impl Module {
                 };
                 kernels::linear(&input, &self.down, None)?
             }
-            Method::Adapter { .. } => kernels::tanh(&kernels::linear(&mixed, &self.down, None)?)?,
+            Method::Adapter { .. } => return self.output(&mixed),
+        };
+        kernels::linear(&inner, &self.up, None)
+    }
+
+    /// The branch's output for what it reads after the mix, unscaled and without dropout.
+    pub(super) fn output(&self, mixed: &Tensor) -> Result<Tensor> {
+        let inner = kernels::linear(mixed, &self.down, None)?;
+        let inner = match self.method {
+            Method::Lora { .. } => inner,
+            Method::Adapter { .. } => kernels::tanh(&inner)?,
         };
         kernels::linear(&inner, &self.up, None)
     }

@@ -90,6 +90,17 @@ pub enum PlanError {
         /// What it may be.
         range: &'static str,
     },
+    /// Doses without a residual that says where they go.
+    #[error("the modules were made without an initial residual; name the policy that says which of them are dosed")]
+    NoPolicy,
+    /// Doses for another number of blocks.
+    #[error("{found} doses were given for {blocks} blocks; give one for each")]
+    DoseCount {
+        /// How many were given.
+        found: usize,
+        /// The model's blocks.
+        blocks: usize,
+    },
 }
 
 /// The plan of a PEFT run over a model, in the model's order.

@@ -4,7 +4,7 @@ use super::optimizer::{AdamW, Moments, clip, gradient_norm};
 use super::{Subject, TrainError};
 use crate::data::{Example, Packed, targets_and_weights};
 use crate::kernels;
-use crate::model::Pass;
+use crate::model::{Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
 use crate::probe::Silent;
 use candle_core::{DType, Tensor};
@@ -102,14 +102,27 @@ pub fn train_step(
 /// # Errors
 /// The model cannot be run.
 pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> Result<(f64, f64), TrainError> {
-    let frozen = subject.peft().map(Peft::frozen);
+    evaluate_model(subject.model(), subject.peft(), examples, batch_size)
+}
+
+/// As [`evaluate`], of a model and its PEFT modules that nothing trains.
+///
+/// # Errors
+/// The model cannot be run.
+pub fn evaluate_model(
+    model: &Transformer,
+    peft: Option<&Peft>,
+    examples: &[&Example],
+    batch_size: usize,
+) -> Result<(f64, f64), TrainError> {
+    let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
-    let head = subject.model().head()?.detach();
+    let head = model.head()?.detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     for group in examples.chunks(batch_size.max(1)) {
         let batch = packed(group);
         let (targets, weights) = targets_and_weights(group);
-        let states = subject.model().hidden_states(&batch, &pass, &mut Silent)?.detach();
+        let states = model.hidden_states(&batch, &pass, &mut Silent)?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
         let wanted: Vec<u32> = targets.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(t, _)| *t).collect();
         if rows.is_empty() {

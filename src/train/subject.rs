@@ -61,7 +61,7 @@ impl Subject {
     /// A pass in training.
     #[must_use]
     pub fn pass(&self, dropout: Option<DropoutKey>) -> Pass<'_> {
-        Pass { peft: self.peft.as_ref(), dropout }
+        Pass { peft: self.peft.as_ref(), dropout, observer: None }
     }
 
     /// Writes what was trained into the existing folder `folder`: the adapter, or the model's weights.

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_model;
+mod dose;
 mod encoder;
 mod full_disk;
 mod inspect;

@@ -1,0 +1,298 @@
+//! The table of a dose study, and its figure.
+
+use super::dose::Measured;
+use super::dose_grid::DosePoint;
+use crate::peft::ResidualConfig;
+use crate::report::{Chart, Panel, Point, Series, Width};
+use polars::df;
+use polars::prelude::{DataFrame, PolarsError};
+
+/// One layer of one point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DoseRow {
+    /// The run's name.
+    pub run: String,
+    /// The dosed block, from 1; `None` for all of them.
+    pub dose_layer: Option<u32>,
+    /// λ of what is dosed.
+    pub lambda: f64,
+    /// What r is there.
+    pub arm: String,
+    /// Whether this is the adapter as it was trained.
+    pub trained: bool,
+    /// Mean of `‖λr‖ / ‖(1−λ)x‖` over the dosed modules; `None` for λ = 1.
+    pub real_share: Option<f64>,
+    /// The layer that was measured: 0 is the embedding, 1 to L the blocks.
+    pub layer: u32,
+    /// Mean token cosine over texts, all tokens.
+    pub similarity: Option<f64>,
+    /// The same without each text's first token.
+    pub similarity_no_first: Option<f64>,
+    /// Mean effective rank over texts; of the last block only.
+    pub effective_rank: Option<f64>,
+    /// Mean next-token loss of the point, in nats: the same in every row of it.
+    pub loss: f64,
+    /// Texts that entered.
+    pub texts: u64,
+}
+
+impl DoseRow {
+    fn dosed(&self) -> String {
+        self.dose_layer.map_or_else(|| "all".to_owned(), |layer| layer.to_string())
+    }
+}
+
+/// The rows of one point.
+#[must_use]
+pub fn point_rows(run: &str, point: &DosePoint, trained: &ResidualConfig, measured: &Measured) -> Vec<DoseRow> {
+    let last = measured.layers.last().map(|values| values.layer);
+    let row = |values: &super::dose::LayerValues| DoseRow {
+        run: run.to_owned(),
+        dose_layer: point.layer.map(|layer| layer as u32),
+        lambda: point.dose.lambda,
+        arm: point.dose.arm.to_string(),
+        trained: point.is_trained(trained),
+        real_share: measured.real_share(point.layer),
+        layer: values.layer as u32,
+        similarity: values.similarity,
+        similarity_no_first: values.similarity_no_first,
+        effective_rank: measured.effective_rank.filter(|_| Some(values.layer) == last),
+        loss: measured.loss,
+        texts: values.texts,
+    };
+    measured.layers.iter().map(row).collect()
+}
+
+/// The frame of `dose.csv` and `.parquet`.
+///
+/// # Errors
+/// None in practice; polars' constructor is fallible.
+pub fn dose_frame(rows: &[DoseRow]) -> Result<DataFrame, PolarsError> {
+    fn cells<'a, T>(rows: &'a [DoseRow], cell: impl Fn(&'a DoseRow) -> T) -> Vec<T> {
+        rows.iter().map(cell).collect()
+    }
+    df!(
+        "run" => cells(rows, |r| r.run.as_str()),
+        "dose_layer" => cells(rows, DoseRow::dosed),
+        "lambda" => cells(rows, |r| r.lambda),
+        "arm" => cells(rows, |r| r.arm.as_str()),
+        "trained" => cells(rows, |r| r.trained),
+        "real_share" => cells(rows, |r| r.real_share),
+        "layer" => cells(rows, |r| r.layer),
+        "similarity" => cells(rows, |r| r.similarity),
+        "similarity_no_first" => cells(rows, |r| r.similarity_no_first),
+        "effective_rank" => cells(rows, |r| r.effective_rank),
+        "loss" => cells(rows, |r| r.loss),
+        "texts" => cells(rows, |r| r.texts),
+    )
+}
+
+/// The rows of the last block: one for each point.
+#[must_use]
+pub fn last_block(rows: &[DoseRow]) -> Vec<&DoseRow> {
+    let last = rows.iter().map(|row| row.layer).max().unwrap_or(0);
+    rows.iter().filter(|row| row.layer == last).collect()
+}
+
+/// What the loss was taken on, for the figure: `240 records of data.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LossSource(pub String);
+
+/// The figure of a study: with all blocks dosed, similarity and loss against λ and against the real share of h0;
+/// with one block at a time, against the block, a curve for each λ.
+#[must_use]
+pub fn dose_chart(rows: &[DoseRow], loss: &LossSource) -> Chart {
+    let points = last_block(rows);
+    let texts = points.iter().map(|row| row.texts).max().unwrap_or(0);
+    let subtitle = format!("n = {texts} texts; loss over {}", loss.0);
+    let notes = "Weights frozen: only λ and what its term reads change.";
+    if points.iter().any(|row| row.dose_layer.is_some()) {
+        each_chart(&points, subtitle, notes)
+    } else {
+        all_chart(&points, subtitle, notes)
+    }
+}
+
+const SIMILARITY: &str = "token-wise cosine similarity";
+const LOSS: &str = "next-token loss (nats)";
+
+/// What a panel shows of a row.
+type Value = fn(&DoseRow) -> Option<f64>;
+
+fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
+    let lambda: Value = |row| Some(row.lambda);
+    let share: Value = |row| row.real_share;
+    let (similarity, loss): (Value, Value) = (|row| row.similarity, |row| Some(row.loss));
+    let panel = |title: &str, y_label: &str, x: Value, y: Value| Panel {
+        title: title.to_owned(),
+        y_label: y_label.to_owned(),
+        series: dose_curves(points, x, y),
+        y_range: None,
+    };
+    Chart {
+        title: "Dose and response: the initial residual of a frozen adapter".to_owned(),
+        subtitle: format!("Similarity after the last block; {subtitle}"),
+        x_label: "dose".to_owned(),
+        integer_x: false,
+        panels: vec![
+            panel("similarity against λ", SIMILARITY, lambda, similarity),
+            panel("similarity against the real share ‖λr‖ / ‖(1−λ)x‖", SIMILARITY, share, similarity),
+            panel("loss against λ", LOSS, lambda, loss),
+            panel("loss against the real share ‖λr‖ / ‖(1−λ)x‖", LOSS, share, loss),
+        ],
+        notes: vec![
+            format!("{note} All blocks dosed at once; curves: what the λ term reads. \"trained\": as trained."),
+            "The share is the mean over tokens and dosed modules; λ = 1 has none, and `none` stays at 0.".to_owned(),
+        ],
+        width: Width::TwoColumn,
+    }
+}
+
+/// A curve an arm in order of λ, and the trained point by itself.
+fn dose_curves(points: &[&DoseRow], x: Value, y: Value) -> Vec<Series> {
+    let arms = dosed_arms(points);
+    let place = |row: &DoseRow| x(row).map(|x| Point { x, y: y(row), interval: None });
+    let mut series: Vec<Series> = arms
+        .iter()
+        .enumerate()
+        .map(|(style, arm)| Series {
+            label: (*arm).to_owned(),
+            style: style + 1,
+            points: points.iter().filter(|row| row.arm == *arm).filter_map(|row| place(row)).collect(),
+            hollow: Vec::new(),
+        })
+        .collect();
+    let trained = points.iter().find(|row| row.trained).and_then(|row| place(row));
+    series.push(Series {
+        label: "trained".to_owned(),
+        style: 0,
+        points: trained.into_iter().collect(),
+        hollow: vec![],
+    });
+    series
+}
+
+/// Most curves of a panel that shows one block at a time.
+const MOST_CURVES: usize = 6;
+
+fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
+    let mut lambdas: Vec<f64> = points.iter().map(|row| row.lambda).collect();
+    lambdas.sort_by(f64::total_cmp);
+    lambdas.dedup();
+    let trained = points.iter().find(|row| row.trained).map(|row| row.lambda);
+    let shown = spread_out(&lambdas, trained);
+    let arms = dosed_arms(points);
+    let (similarity, loss): (Value, Value) = (|row| row.similarity, |row| Some(row.loss));
+    let curve = |arm: &str, style: usize, lambda: f64, y: Value| Series {
+        label: if Some(lambda) == trained { format!("λ = {lambda} (trained)") } else { format!("λ = {lambda}") },
+        style,
+        points: points
+            .iter()
+            .filter(|row| row.arm == arm && row.lambda == lambda)
+            .filter_map(|row| Some(Point { x: f64::from(row.dose_layer?), y: y(row), interval: None }))
+            .collect(),
+        hollow: Vec::new(),
+    };
+    let panel = |arm: &str, what: &str, y_label: &str, y: Value| Panel {
+        title: format!("{what}, r = {arm}"),
+        y_label: y_label.to_owned(),
+        series: shown.iter().enumerate().map(|(style, &lambda)| curve(arm, style, lambda, y)).collect(),
+        y_range: None,
+    };
+    let panels =
+        arms.iter().flat_map(|arm| [panel(arm, "similarity", SIMILARITY, similarity), panel(arm, "loss", LOSS, loss)]);
+    Chart {
+        title: "Dose and response, one block at a time".to_owned(),
+        subtitle: format!("Similarity after the last block; {subtitle}"),
+        x_label: "dosed block".to_owned(),
+        integer_x: true,
+        panels: panels.collect(),
+        notes: vec![format!("{note} The other blocks keep the λ and the arm that they were trained with.")],
+        width: Width::TwoColumn,
+    }
+}
+
+/// At most [`MOST_CURVES`] of the values: the ends, the trained one, and others between them.
+fn spread_out(values: &[f64], trained: Option<f64>) -> Vec<f64> {
+    let (count, most) = (values.len(), MOST_CURVES);
+    if count <= most {
+        return values.to_vec();
+    }
+    let mut places: Vec<usize> = (0..most).map(|i| i * (count - 1) / (most - 1)).collect();
+    if let Some(at) = values.iter().position(|value| Some(*value) == trained)
+        && !places.contains(&at)
+        && let Some(nearest) = (1..most - 1).min_by_key(|&i| places.get(i).map_or(usize::MAX, |p| p.abs_diff(at)))
+        && let Some(place) = places.get_mut(nearest)
+    {
+        *place = at;
+    }
+    places.sort_unstable();
+    places.into_iter().filter_map(|place| values.get(place).copied()).collect()
+}
+
+/// The arms that were dosed, in their order; the trained one may be there with its trained point alone.
+fn dosed_arms<'a>(points: &[&'a DoseRow]) -> Vec<&'a str> {
+    let mut arms = Vec::new();
+    for row in points {
+        let turned = points.iter().any(|other| other.arm == row.arm && !other.trained);
+        if (turned || points.len() == 1) && !arms.contains(&row.arm.as_str()) {
+            arms.push(row.arm.as_str());
+        }
+    }
+    arms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(layer: Option<u32>, arm: &str, lambda: f64) -> DoseRow {
+        DoseRow {
+            run: "adapter".into(),
+            dose_layer: layer,
+            lambda,
+            arm: arm.into(),
+            trained: lambda == 0.5 && arm == "h0",
+            real_share: (lambda < 1.0).then(|| if arm == "none" { 0.0 } else { lambda / (1.0 - lambda) / 4.0 }),
+            layer: 3,
+            similarity: Some(0.9 - 0.2 * lambda),
+            similarity_no_first: None,
+            effective_rank: Some(4.0),
+            loss: 2.0 + lambda,
+            texts: 9,
+        }
+    }
+
+    #[test]
+    fn all_blocks_at_once_are_drawn_against_both_doses_with_the_trained_point() {
+        let mut rows: Vec<DoseRow> = [0.0, 0.5, 1.0].map(|l| row(None, "h0", l)).to_vec();
+        rows.extend([0.0, 0.5, 1.0].map(|l| row(None, "none", l)));
+        rows.push(DoseRow { layer: 1, similarity: Some(0.0), ..row(None, "h0", 0.5) });
+        let chart = dose_chart(&rows, &LossSource("the texts".into()));
+        let drawn = |panel: usize, series: usize| {
+            chart.panels[panel].series[series].points.iter().map(|p| (p.x, p.y)).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(0, 0), [(0.0, Some(0.9)), (0.5, Some(0.8)), (1.0, Some(0.7))]);
+        assert_eq!(drawn(1, 0), [(0.0, Some(0.9)), (0.25, Some(0.8))], "λ = 1 has no share");
+        assert_eq!(drawn(1, 1), [(0.0, Some(0.9)), (0.0, Some(0.8))]);
+        assert_eq!(drawn(2, 0), [(0.0, Some(2.0)), (0.5, Some(2.5)), (1.0, Some(3.0))]);
+        assert_eq!((drawn(0, 2), drawn(3, 2)), (vec![(0.5, Some(0.8))], vec![(0.25, Some(2.5))]));
+        assert_eq!(chart.panels[0].series[2].label, "trained");
+        assert!(chart.subtitle.contains("n = 9 texts; loss over the texts"));
+    }
+
+    #[test]
+    fn one_block_at_a_time_is_drawn_against_the_block() {
+        let rows: Vec<DoseRow> =
+            (1..=2).flat_map(|block| [0.0, 0.5].map(|lambda| row(Some(block), "h0", lambda))).collect();
+        let chart = dose_chart(&rows, &LossSource("x".into()));
+        assert_eq!(chart.panels.len(), 2);
+        let labels: Vec<&str> = chart.panels[0].series.iter().map(|s| s.label.as_str()).collect();
+        assert_eq!(labels, ["λ = 0", "λ = 0.5 (trained)"]);
+        let points: Vec<(f64, Option<f64>)> = chart.panels[1].series[1].points.iter().map(|p| (p.x, p.y)).collect();
+        assert_eq!(points, [(1.0, Some(2.5)), (2.0, Some(2.5))]);
+        let tenths: Vec<f64> = (0..=10).map(|i| f64::from(i) / 10.0).collect();
+        assert_eq!(spread_out(&tenths, Some(0.3)), [0.0, 0.3, 0.4, 0.6, 0.8, 1.0]);
+        assert_eq!(spread_out(&tenths, Some(0.8)), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
+    }
+}

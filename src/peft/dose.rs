@@ -1,0 +1,37 @@
+//! Doses: λ and arm, block by block, on modules whose matrices stay as they are.
+
+use super::config::Arm;
+use super::files::AdapterError;
+use super::{Peft, PlanError};
+
+/// What the modules of one block read beside their own input: `x~ = (1−λ)·x + λ·r`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dose {
+    /// λ in [0, 1]; 0 is the input itself.
+    pub lambda: f64,
+    /// What r is.
+    pub arm: Arm,
+}
+
+impl Peft {
+    /// The same modules with a dose for every block in place of the configured λ and arm. The configuration, and so
+    /// what [`save_adapter`](super::save_adapter) writes, stays as it was. With every dose the configured one the
+    /// forward pass is the same, bit for bit; with every λ 0 it is that of the vanilla modules.
+    ///
+    /// # Errors
+    /// The modules have no residual whose policy says where the doses go, a λ is outside [0, 1], or there is not
+    /// one dose for each block.
+    pub fn with_doses(&self, doses: &[Dose]) -> Result<Self, AdapterError> {
+        if self.config.residual.is_none() {
+            return Err(PlanError::NoPolicy.into());
+        }
+        if doses.len() != self.modules.len() {
+            return Err(PlanError::DoseCount { found: doses.len(), blocks: self.modules.len() }.into());
+        }
+        if let Some(dose) = doses.iter().find(|dose| !(0.0..=1.0).contains(&dose.lambda)) {
+            let value = dose.lambda.to_string();
+            return Err(PlanError::OutOfRange { key: "lambda", value, range: "in [0, 1]" }.into());
+        }
+        Ok(Self { doses: Some(doses.to_vec()), ..self.clone() })
+    }
+}

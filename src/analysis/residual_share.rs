@@ -10,6 +10,7 @@
 //!
 //! Each is the mean over the tokens where it is defined: a denominator, or either vector of a cosine, that is not 0.
 
+use super::chunks::pack;
 use super::similarity::EncodedText;
 use crate::data::Packed;
 use crate::model::{ModelError, Pass, Transformer};
@@ -234,7 +235,7 @@ pub fn measure_residual(
     let frozen = peft.frozen();
     let pass = Pass::inference(Some(&frozen)).observed_by(&shares);
     for group in texts.chunks(batch_size.max(1)) {
-        let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
+        let batch = pack(group, &(0..group.len()).collect::<Vec<_>>());
         shares.expect(&batch, group);
         model.hidden_states(&batch, &pass, &mut Silent)?;
     }

@@ -1,6 +1,6 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
-use super::{open, progress};
+use super::{open, progress, write_chart};
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
 use crate::analysis::dose_table::{DoseRow, LossSource, dose_chart, dose_frame, last_block, point_rows};
@@ -163,12 +163,6 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-fn write_chart(folder: &Path, stem: &str, chart: &report::Chart) -> Result<()> {
-    persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
-    persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
-    Ok(())
-}
-
 /// The run's name and the adapter's folder.
 fn adapter_name(text: &str) -> Result<(String, PathBuf)> {
     // A folder may hold an = in its name; one that is there is meant.
@@ -234,7 +228,14 @@ fn texts(args: &DoseArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
         if let Some(encoded) = clip(encoded, Some(longest), None) {
             let span = 0..encoded.ids.len();
             let index = text.index as u64;
-            all.push(EncodedText { index, group: None, ids: encoded.ids, special: encoded.special, types: encoded.types, span });
+            all.push(EncodedText {
+                index,
+                group: None,
+                ids: encoded.ids,
+                special: encoded.special,
+                types: encoded.types,
+                span,
+            });
         }
     }
     ensure!(!all.is_empty(), "{}: no text in it", args.texts.display());

@@ -79,6 +79,13 @@ impl Cli {
     }
 }
 
+/// Writes a chart as PNG and SVG.
+fn write_chart(folder: &std::path::Path, stem: &str, chart: &crate::report::Chart) -> anyhow::Result<()> {
+    crate::persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
+    crate::persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
+    Ok(())
+}
+
 /// Prints a line of results on stdout. A reader that has seen enough (`| head`) is no failure.
 fn print_line(line: &str) {
     use std::io::{ErrorKind, Write};

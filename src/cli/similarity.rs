@@ -8,6 +8,8 @@ use crate::analysis::baselines::Baseline;
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::plan::{LOOKUP_TEXTS, Sites};
+use crate::analysis::residual_figure::residual_chart;
+use crate::analysis::residual_share::residual_frame;
 use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::tables;
@@ -157,6 +159,10 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     figures::draw(args, &measures, &rows, done.audit.as_ref())?;
     if let Some(audit) = &done.audit {
         manifest.set("audit", audit.json());
+    }
+    if !done.residual.is_empty() {
+        report::write_table(&args.out, "residual", &mut residual_frame(&done.residual)?)?;
+        super::write_chart(&args.out, "residual", &residual_chart(&done.residual))?;
     }
     token_pairs::write(&args.out, &done.request, &done.pairs)?;
     if !done.request.is_empty() {

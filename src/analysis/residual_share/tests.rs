@@ -39,7 +39,10 @@ impl BranchObserver for Seen {
     }
 }
 
-fn measured(model: &Transformer, peft: &Peft) -> (Vec<ResidualRow>, BTreeMap<String, [Vec<Vec<f64>>; 4]>) {
+/// Four matrices of a branch's pass, row by row.
+type Passed = [Vec<Vec<f64>>; 4];
+
+fn measured(model: &Transformer, peft: &Peft) -> (Vec<ResidualRow>, BTreeMap<String, Passed>) {
     let texts = texts();
     let batch = Packed::from_sequences(&texts.iter().map(|t| t.ids.clone()).collect::<Vec<_>>());
     let (shares, seen) = (ResidualShares::default(), Seen::default());

@@ -2,13 +2,12 @@
 
 use super::SimilarityArgs;
 use crate::analysis::audit::Audit;
+use crate::cli::write_chart;
 use crate::measures::Measure;
-use crate::persist;
 use crate::report::{
-    self, BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, grey_below, similarity_chart,
+    BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, grey_below, similarity_chart,
 };
 use anyhow::Result;
-use std::path::Path;
 
 /// Sites that a run is measured at without asking.
 const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
@@ -114,11 +113,4 @@ fn options(args: &SimilarityArgs, title: String, panels: &[(Measure, &str)]) -> 
         shown: Shown::Mean,
         width: Width::TwoColumn,
     }
-}
-
-/// Writes a chart as PNG and SVG.
-fn write_chart(folder: &Path, stem: &str, chart: &report::Chart) -> Result<()> {
-    persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
-    persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
-    Ok(())
 }

@@ -6,6 +6,7 @@ use crate::analysis::baselines::{Baseline, Shuffled};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::means::MeansFile;
 use crate::analysis::plan::MeasurePlan;
+use crate::analysis::residual_share::{ResidualRow, measure_residual};
 use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::saved::{Found, Saver};
@@ -45,6 +46,8 @@ pub(super) struct Done {
     /// Pairs of tokens, where they are asked for.
     pub(super) pairs: Vec<RunPairs>,
     pub(super) request: PairRequest,
+    /// What the modules of runs with an initial residual read of h0.
+    pub(super) residual: Vec<ResidualRow>,
 }
 
 /// A model with the name that it was asked for by.
@@ -79,6 +82,7 @@ pub(super) fn measure(
         done: 0,
         means: MeansFile::default(),
         audit: None,
+        residual: Vec::new(),
     };
     // Runs of the same model, which mostly follow each other, load it once.
     let mut current: Option<Opened<'_>> = None;
@@ -123,6 +127,7 @@ pub(super) fn measure(
         }
         let runs = work.runs(spec, &model, peft.as_ref(), &texts, &found, compared.as_ref())?;
         work.audit(spec, &model, peft.as_ref(), &texts)?;
+        work.residual(&spec.name, &model, peft.as_ref(), &texts)?;
         if let Some(slot) = measured.get_mut(place) {
             *slot = Some((describe(spec, &model, &found)?, runs));
         }
@@ -166,7 +171,16 @@ pub(super) fn measure(
         }
     }
     let pairs = pairs.into_iter().map(|(_, pairs)| pairs).collect();
-    Ok(Done { runs, references, described, means: work.means, audit: work.audit, pairs, request })
+    Ok(Done {
+        runs,
+        references,
+        described,
+        means: work.means,
+        audit: work.audit,
+        pairs,
+        request,
+        residual: work.residual,
+    })
 }
 
 fn why_undefined(measure: Measure) -> &'static str {
@@ -194,6 +208,7 @@ struct Work<'a> {
     done: usize,
     means: MeansFile,
     audit: Option<Audit>,
+    residual: Vec<ResidualRow>,
 }
 
 impl Work<'_> {
@@ -367,6 +382,15 @@ impl Work<'_> {
             say_unless(self.quiet, &format!("{name}: {pairs} pairs of tokens at each layer for --distance"));
         }
         Ok(measure_pairs(name, own, texts, decode, &self.args.layers, request, self.args.batch_size)?)
+    }
+
+    /// Measures what the modules of a run with an initial residual read of h0, on the texts of `--lookup-texts`.
+    fn residual(&mut self, name: &str, model: &LoadedModel, peft: Option<&Peft>, texts: &FileTexts<'_>) -> Result<()> {
+        let Some(peft) = peft.filter(|peft| peft.config().residual.is_some()) else { return Ok(()) };
+        let drawn = scan(texts, self.args.lookup_texts, self.args.seed)?.lookup;
+        let drawn = sample(texts, &drawn)?;
+        self.residual.extend(measure_residual(name, &model.transformer, peft, &drawn, self.args.batch_size)?);
+        Ok(())
     }
 
     /// Audits a run that was measured, if it is asked for.

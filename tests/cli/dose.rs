@@ -93,7 +93,8 @@ fn the_trained_dose_is_the_plain_evaluation_and_the_folder_holds_everything() {
                     && r["site"] != "final_norm"
             };
             let mean = number(plain.iter().find(same).unwrap(), "mean");
-            assert!((number(row, column) - mean).abs() < 1e-9, "{row:?} {mean}");
+            // `similarity` forms its batches by length: a matrix product of another shape rounds otherwise.
+            assert!((number(row, column) - mean).abs() < 1e-6, "{row:?} {mean}");
         }
     }
     let held_out = events(&place.run).last().unwrap()["val_loss"].as_f64().unwrap();

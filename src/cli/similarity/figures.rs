@@ -77,7 +77,9 @@ fn differences(
 }
 
 fn audit_note(audit: &Audit, panels: &[(Measure, &str)]) -> Option<String> {
-    let errors = panels.iter().filter_map(|(measure, _)| Some(format!("{measure} {:.1e}", audit.error(*measure)?)));
+    let mut measures: Vec<Measure> = panels.iter().map(|&(measure, _)| measure).collect();
+    measures.dedup();
+    let errors = measures.into_iter().filter_map(|m| Some(format!("{m} {:.1e}", audit.error(m)?)));
     let errors = errors.collect::<Vec<_>>().join(", ");
     let texts = audit.texts;
     (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {errors}."))

@@ -1,7 +1,8 @@
 //! What measuring costs beside the bare forward pass (no head), and the memory that it adds at growing depth.
 //!
 //! `cargo run --release --example probe_cost -- [MODEL_FOLDER]`; without a folder a model of stories15M's shape with
-//! random weights. Medians of interleaved rounds; both sides run on the same batches.
+//! random weights. Times are medians of interleaved rounds; all sides run on the same batches, and the bare forward
+//! pass is shared out among the threads as the measured one is. Memory is the peak of a process of its own.
 
 #![expect(clippy::print_stdout, reason = "an example speaks to its reader")]
 
@@ -24,6 +25,14 @@ const ROUNDS: usize = 9;
 const TEXTS: u64 = 64;
 const TOKENS: u32 = 128;
 const BATCH: usize = 8;
+/// Layers of the models whose memory is shown.
+const DEPTHS: [usize; 4] = [6, 12, 24, 48];
+/// The first argument of a process whose memory is measured; then come the layers and the measures.
+const PEAK: &str = "--peak";
+
+/// The program's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -48,7 +57,8 @@ fn texts(vocab: u32) -> Vec<EncodedText> {
     (0..TEXTS).map(one).collect()
 }
 
-fn bare(model: &Transformer, texts: &[EncodedText]) -> Result<(), Failure> {
+/// The forward pass alone, one batch after another, all threads on each.
+fn batch_after_batch(model: &Transformer, texts: &[EncodedText]) -> Result<(), Failure> {
     for batch in texts.chunks(BATCH) {
         let sequences: Vec<&[u32]> = batch.iter().map(|text| text.ids.as_slice()).collect();
         model.hidden_states(&Packed::from_sequences(&sequences), &Pass::default(), &mut Silent)?;
@@ -56,9 +66,11 @@ fn bare(model: &Transformer, texts: &[EncodedText]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One pass over the texts: measures that need corpus means are left to their second pass.
+/// One pass over the texts: measures that need corpus means are left to their second pass. Without measures nothing
+/// is recorded.
 fn measured(model: &Transformer, texts: &Vec<EncodedText>, measures: &[Measure]) -> Result<(), Failure> {
-    let plan = MeasurePlan::new(measures.to_vec(), &Sites::Usual, &Layers::All, model.architecture(), 0);
+    let sites = if measures.is_empty() { Sites::Some(Vec::new()) } else { Sites::Usual };
+    let plan = MeasurePlan::new(measures.to_vec(), &sites, &Layers::All, model.architecture(), 0);
     let lookup = BTreeSet::new();
     let input = RunInput {
         name: "cost",
@@ -70,6 +82,7 @@ fn measured(model: &Transformer, texts: &Vec<EncodedText>, measures: &[Measure])
         means: None,
         other_texts: false,
         batch_size: BATCH,
+        scratch: None,
     };
     measure_run(&input, &plan, RunState::default(), &mut Unwatched)?;
     Ok(())
@@ -82,13 +95,25 @@ fn memory(key: &str) -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// The peak of `work` over what was resident before it.
-fn peak(work: impl FnOnce() -> Result<(), Failure>) -> Result<Option<f64>, Failure> {
-    // Sets the peak back to what is resident.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+/// The work of a process whose memory is measured: its peak in MiB over what was resident before.
+fn peak(layers: usize, list: &str) -> Result<(), Failure> {
+    let model = random_model(layers)?;
+    let texts = texts(model.architecture().vocab_size as u32);
     let before = memory("VmRSS");
-    work()?;
-    Ok(memory("VmHWM").zip(before).map(|(peak, before)| peak - before))
+    measured(&model, &texts, &first_pass(list)?)?;
+    match memory("VmHWM").zip(before) {
+        Some((peak, before)) => println!("{:.1}", peak - before),
+        None => println!("?"),
+    }
+    Ok(())
+}
+
+/// The measures of a list that a first pass takes.
+fn first_pass(list: &str) -> Result<Vec<Measure>, Failure> {
+    if list.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(parse_measures(list)?.into_iter().filter(|m| !m.second_pass()).collect())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -97,56 +122,59 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<(), Failure> {
-    let model = match std::env::args().nth(1) {
-        Some(folder) => LoadedModel::from_folder(Path::new(&folder), &folder, DType::F32, &Device::Cpu)?.transformer,
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let [PEAK, layers, list] = arguments[..] {
+        return peak(layers.parse()?, list);
+    }
+    let model = match arguments.first() {
+        Some(folder) => LoadedModel::from_folder(Path::new(folder), folder, DType::F32, &Device::Cpu)?.transformer,
         None => random_model(6)?,
     };
-    let first_pass = |list: &str| -> Result<Vec<Measure>, Failure> {
-        Ok(parse_measures(list)?.into_iter().filter(|m| !m.second_pass()).collect())
-    };
-    let texts = texts(model.architecture().vocab_size as u32);
-    let kinds = [
-        ("bare", Vec::new()),
-        ("cosine", first_pass("cosine")?),
-        ("streaming", first_pass("streaming")?),
-        ("streaming and matrix", first_pass("streaming,matrix")?),
-    ];
-    let mut seconds = vec![Vec::new(); kinds.len()];
+    let texts = texts(model.architecture().vocab_size.min(8192) as u32);
+    let lists = ["", "cosine", "streaming", "streaming,matrix"];
+    let kinds = lists.map(first_pass).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let (mut plain, mut seconds) = (Vec::new(), vec![Vec::new(); kinds.len()]);
     for round in 0..=ROUNDS {
-        for ((_, measures), times) in kinds.iter().zip(&mut seconds) {
-            let started = Instant::now();
-            match measures.as_slice() {
-                [] => bare(&model, &texts)?,
-                measures => measured(&model, &texts, measures)?,
-            }
-            // The first round warms up.
+        // The first round warms up.
+        let keep = |times: &mut Vec<f64>, started: Instant| {
             if round > 0 {
                 times.push(started.elapsed().as_secs_f64());
             }
+        };
+        let started = Instant::now();
+        batch_after_batch(&model, &texts)?;
+        keep(&mut plain, started);
+        for (measures, times) in kinds.iter().zip(&mut seconds) {
+            let started = Instant::now();
+            measured(&model, &texts, measures)?;
+            keep(times, started);
         }
     }
     let tokens = (TEXTS * u64::from(TOKENS)) as f64;
     println!("{TEXTS} texts of {TOKENS} tokens, {} layers, {ROUNDS} rounds", model.architecture().layers);
     let base = seconds.first().cloned().unwrap_or_default();
-    for ((name, measures), times) in kinds.iter().zip(&seconds) {
+    let names = ["bare", "cosine", "streaming", "streaming and matrix"];
+    let micros = |times: &[f64]| 1e6 * median(times.to_vec()) / tokens;
+    println!("{:32} {:8.2} us a token", "bare, batch after batch", micros(&plain));
+    for ((name, measures), times) in names.iter().zip(&kinds).zip(&seconds) {
         let ratio = median(times.iter().zip(&base).map(|(time, base)| time / base).collect());
-        let micros = 1e6 * median(times.clone()) / tokens;
         println!(
-            "{name:24} {:2} measures {micros:8.2} us a token {:+7.1} % over bare",
+            "{name:20} {:2} measures {:8.2} us a token {:+7.1} % over bare",
             measures.len(),
+            micros(times),
             100.0 * (ratio - 1.0)
         );
     }
-    println!("\npeak memory over what is resident before, MiB (bare; cosine; streaming)");
-    for layers in [6, 12, 24, 48] {
-        let model = random_model(layers)?;
-        let few = texts.iter().take(16).cloned().collect();
-        measured(&model, &few, &first_pass("streaming")?)?;
-        let show = |peak: Option<f64>| peak.map_or_else(|| "?".to_owned(), |peak| format!("{peak:.1}"));
-        let plain = peak(|| bare(&model, &few))?;
-        let cosine = peak(|| measured(&model, &few, &first_pass("cosine")?))?;
-        let streaming = peak(|| measured(&model, &few, &first_pass("streaming")?))?;
-        println!("{layers:3} layers: {}; {}; {}", show(plain), show(cosine), show(streaming));
+    println!("\npeak memory over what is resident before, MiB: bare; cosine; streaming");
+    let own = std::env::current_exe()?;
+    for layers in DEPTHS {
+        let shown = ["", "cosine", "streaming"].map(|list| -> Result<String, Failure> {
+            let child = std::process::Command::new(&own).args([PEAK, &layers.to_string(), list]).output()?;
+            Ok(String::from_utf8(child.stdout)?.trim().to_owned())
+        });
+        let shown = shown.into_iter().collect::<Result<Vec<_>, _>>()?;
+        println!("{layers:3} layers: {}", shown.join("; "));
     }
     Ok(())
 }

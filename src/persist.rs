@@ -14,7 +14,7 @@ pub struct PersistError {
 }
 
 impl PersistError {
-    fn new(path: &Path, action: &'static str, source: io::Error) -> Self {
+    pub(crate) fn new(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self { path: path.display().to_string(), action, source }
     }
 }

@@ -123,6 +123,7 @@ pub fn audit(
             means,
             other_texts: false,
             batch_size,
+            scratch: None,
         };
         Ok(measure_run(&input, &plan, RunState::default(), &mut Unwatched)?.0)
     };

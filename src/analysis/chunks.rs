@@ -10,7 +10,7 @@ use crate::data::Packed;
 pub const CHUNK: u64 = 32;
 
 /// Where the texts of a run come from. They are read once a pass, so that a file need not be held.
-pub trait TextSupply {
+pub trait TextSupply: Sync {
     /// The texts in the order of their index, from the first.
     ///
     /// # Errors

@@ -8,16 +8,18 @@ use super::plan::MeasurePlan;
 use super::pooled::Pooled;
 use super::recorder::{ChunkResult, Recorder};
 use super::run_values::{MeasuredText, RunValues};
+use super::scratch::{Keeper, KeptBatch, Scratch};
 use super::states::{StatesError, StoredStates};
 use super::text_values::Stage;
-use crate::data::DataError;
+use super::workers::{Event, in_order};
+use crate::data::{DataError, Packed};
 use crate::measures::{Cka, EmbeddingTable, Need, Point, TokenSet};
 use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::Peft;
 use crate::persist::PersistError;
-use crate::probe::Site;
+use crate::probe::{Probe, Site};
 use candle_core::{DType, Device};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// A text ready to be measured by one model.
@@ -123,6 +125,8 @@ pub struct RunInput<'a> {
     pub other_texts: bool,
     /// Texts that run through the model together: bounds memory, changes no result.
     pub batch_size: usize,
+    /// Where the states of a first pass are kept for the second; without it the model runs twice.
+    pub scratch: Option<&'a Scratch>,
 }
 
 /// Which pass a run is in.
@@ -194,7 +198,7 @@ pub fn measure_run(
 ) -> Result<(RunValues, Option<RunMeans>), SimilarityError> {
     let own_means = plan.second_pass() && input.means.is_none();
     let table = Table::new(input, plan).map_err(|source| failed(input, source))?;
-    let measured = Measured { input, plan, table: table.view() };
+    let mut measured = Measured { input, plan, table: table.view(), kept: BTreeMap::new() };
     if state.pass == PassNumber::First {
         let stage = Stage { first: true, means: input.means, wanted: plan.wanted(own_means) };
         measured.pass(stage, &mut state, watch)?;
@@ -220,50 +224,89 @@ fn failed(input: &RunInput<'_>, source: ModelError) -> SimilarityError {
     SimilarityError::Run { run: input.name.to_owned(), source }
 }
 
+/// One batch through a model.
+fn run(model: RunModel<'_>, batch: &Packed, probe: &mut dyn Probe) -> Result<(), ModelError> {
+    let frozen = model.peft.map(Peft::frozen);
+    model.transformer.hidden_states(batch, &Pass::inference(frozen.as_ref()), probe).map(|_| ())
+}
+
 /// A run with its embedding table.
 struct Measured<'a> {
     input: &'a RunInput<'a>,
     plan: &'a MeasurePlan,
     table: Option<EmbeddingTable<'a>>,
+    /// The chunks whose states the first pass kept, by number.
+    kept: BTreeMap<u64, Vec<KeptBatch>>,
+}
+
+/// A chunk with its number and that of its first text.
+struct Job {
+    number: u64,
+    first: usize,
+    texts: Vec<EncodedText>,
 }
 
 impl Measured<'_> {
-    fn pass(&self, stage: Stage<'_>, state: &mut RunState, watch: &mut dyn Watch) -> Result<(), SimilarityError> {
+    fn pass(&mut self, stage: Stage<'_>, state: &mut RunState, watch: &mut dyn Watch) -> Result<(), SimilarityError> {
         let mut done = 0;
-        for (number, chunk) in (0u64..).zip(Chunks::open(self.input.texts)?) {
-            let chunk = chunk?;
+        let jobs = (0u64..).zip(Chunks::open(self.input.texts)?).map(|(number, chunk)| {
+            let texts = chunk?;
             let first = done;
-            done += chunk.len();
-            if number < state.chunks {
-                continue;
+            done += texts.len();
+            Ok(Job { number, first, texts })
+        });
+        let folded = state.chunks;
+        let jobs = jobs.filter(|job| job.as_ref().map_or(true, |job: &Job| job.number >= folded));
+        let mut kept = BTreeMap::new();
+        let work = |job: &Job, texts: &mut dyn FnMut(usize)| self.chunk(job, stage, texts);
+        in_order(self.workers(stage), jobs, work, |event| match event {
+            Event::Progress(texts) => {
+                watch.texts(texts);
+                Ok(())
             }
-            let result = self.chunk(&chunk, stage, watch)?;
-            self.fold(&chunk, first, stage, result, state);
-            state.chunks = number + 1;
-            watch.folded(state)?;
-        }
+            Event::Done(job, (result, states)) => {
+                self.fold(&job, stage, result, state);
+                state.chunks = job.number + 1;
+                kept.extend(states.map(|states| (job.number, states)));
+                watch.folded(state)
+            }
+        })?;
+        self.kept = kept;
         Ok(())
     }
 
-    /// What a chunk gives, alone.
+    /// Chunks that are computed at a time. On a CPU one a thread, since small kernels gain little from several; but
+    /// one after another where a chunk's own accumulators are large, or another run goes beside it.
+    fn workers(&self, stage: Stage<'_>) -> usize {
+        let large = [Need::CentredLayer0, Need::CentredReference].into_iter().any(|need| self.plan.needs(need));
+        let on_cpu = match self.input.source {
+            StateSource::Model(model) => model.transformer.embedding().device().is_cpu(),
+            StateSource::Stored(_) => true,
+        };
+        if large || !on_cpu || self.reference(stage).is_some() { 1 } else { rayon::current_num_threads() }
+    }
+
+    /// What a chunk gives, alone, and its kept states.
     fn chunk(
         &self,
-        chunk: &[EncodedText],
+        job: &Job,
         stage: Stage<'_>,
-        watch: &mut dyn Watch,
-    ) -> Result<ChunkResult, SimilarityError> {
-        let input = self.input;
+        done: &mut dyn FnMut(usize),
+    ) -> Result<(ChunkResult, Option<Vec<KeptBatch>>), SimilarityError> {
+        let (input, chunk) = (self.input, &job.texts);
         let pooled = self.plan.points.iter().map(|&point| self.empty(point, stage)).collect();
         // Stored states have no attention maps, which alone ask for it.
         let causal = input.source.model().is_none_or(|model| model.transformer.architecture().causal);
         let mut recorder = Recorder::new(self.plan, stage, self.table.as_ref(), causal, chunk.len(), pooled);
+        let mut kept = self.scratch(stage).map(|_| Vec::new());
+        let replayed = self.kept.get(&job.number).zip(input.scratch);
         // Rows can stand in for each other only where they are computed together.
         let size = if input.other_texts { CHUNK as usize } else { input.batch_size };
-        for batch in batches(chunk, size) {
+        for (number, batch) in batches(chunk, size).into_iter().enumerate() {
             let stand_ins = match input.other_texts {
                 true => match stand_ins(chunk, &batch, self.plan.seed) {
                     None => {
-                        watch.texts(batch.len());
+                        done(batch.len());
                         continue;
                     }
                     found => found,
@@ -277,43 +320,57 @@ impl Measured<'_> {
                 recorder.expect(chunk, &batch, h0, |index| input.lookup.contains(&index), stand_ins)
             };
             expect().map_err(|source| failed(input, source))?;
-            match input.source {
-                StateSource::Model(model) => {
-                    self.forward(model, &packed, stage, &mut recorder).map_err(|source| failed(input, source))?
-                }
-                StateSource::Stored(states) => {
+            match (input.source, replayed.and_then(|(kept, scratch)| Some((kept.get(number)?, scratch)))) {
+                (_, Some((kept, scratch))) => scratch.replay(kept, &packed, &mut recorder),
+                (StateSource::Model(model), None) => match (&mut kept, self.scratch(stage)) {
+                    (Some(batches), Some(scratch)) => {
+                        let mut keeper = Keeper::new(scratch, &mut recorder);
+                        let run = run(model, &packed, &mut keeper);
+                        match keeper.finish() {
+                            Some(batch) => batches.push(batch),
+                            None => kept = None,
+                        }
+                        run
+                    }
+                    _ => self.forward(model, &packed, stage, &mut recorder),
+                },
+                (StateSource::Stored(states), None) => {
                     let texts: Vec<u64> = batch.iter().filter_map(|&p| chunk.get(p)).map(|text| text.index).collect();
                     let run = input.name.to_owned();
                     states.replay(&texts, &mut recorder).map_err(|source| SimilarityError::States { run, source })?;
+                    Ok(())
                 }
             }
-            watch.texts(batch.len());
+            .map_err(|source| failed(input, source))?;
+            done(batch.len());
         }
-        Ok(recorder.finish())
+        Ok((recorder.finish(), kept))
+    }
+
+    /// Where this stage keeps states: in a first pass that a second one follows.
+    fn scratch(&self, stage: Stage<'_>) -> Option<&Scratch> {
+        let follows = stage.first && stage.means.is_none() && self.plan.second_pass();
+        // A second pass beside another run needs both models.
+        let beside = self.input.reference.is_some() && self.plan.needs(Need::CentredReference);
+        // Tokens of other texts skip batches, so that kept ones would not be counted alike.
+        self.input.scratch.filter(|_| follows && !beside && !self.input.other_texts)
     }
 
     fn forward(
         &self,
         model: RunModel<'_>,
-        packed: &crate::data::Packed,
+        packed: &Packed,
         stage: Stage<'_>,
         recorder: &mut Recorder<'_>,
     ) -> Result<(), ModelError> {
-        let frozen = model.peft.map(Peft::frozen);
-        let pass = Pass::inference(frozen.as_ref());
-        let transformer = model.transformer;
         let Some(reference) = self.reference(stage) else {
-            return transformer.hidden_states(packed, &pass, recorder).map(|_| ());
+            return run(model, packed, recorder);
         };
-        let other = reference.peft.map(Peft::frozen);
         let (mut sender, partner) = partners(&self.plan.points);
         std::thread::scope(|scope| {
-            let beside = scope.spawn(move || {
-                let pass = Pass::inference(other.as_ref());
-                reference.transformer.hidden_states(packed, &pass, &mut sender).map(|_| ())
-            });
+            let beside = scope.spawn(move || run(reference, packed, &mut sender));
             recorder.partner = Some(partner);
-            let own = transformer.hidden_states(packed, &pass, recorder).map(|_| ());
+            let own = run(model, packed, recorder);
             // Hanging up lets the other side run to its end.
             recorder.partner = None;
             let beside = beside.join().unwrap_or_else(|_| {
@@ -349,17 +406,17 @@ impl Measured<'_> {
         })
     }
 
-    /// Folds a chunk, whose first text is the run's number `first`, into the state.
-    fn fold(&self, chunk: &[EncodedText], first: usize, stage: Stage<'_>, result: ChunkResult, state: &mut RunState) {
+    /// Folds a chunk into the state.
+    fn fold(&self, job: &Job, stage: Stage<'_>, result: ChunkResult, state: &mut RunState) {
         if stage.first {
-            state.texts.extend(chunk.iter().map(|text| MeasuredText {
+            state.texts.extend(job.texts.iter().map(|text| MeasuredText {
                 index: text.index,
                 group: text.group.clone(),
                 tokens: text.span.len(),
             }));
             state.values.resize(state.texts.len() * self.plan.values_a_text(), f64::NAN);
         }
-        let own = state.values.iter_mut().skip(first * self.plan.values_a_text());
+        let own = state.values.iter_mut().skip(job.first * self.plan.values_a_text());
         own.zip(&result.values).filter(|(_, new)| !new.is_nan()).for_each(|(cell, new)| *cell = *new);
         let pooled = if stage.first { &mut state.first } else { &mut state.second };
         pooled.resize(self.plan.points.len(), Default::default());

@@ -158,7 +158,7 @@ fn size(bytes: u64) -> String {
 
 /// The bytes that are free where `folder` is or will be; none where the system does not say.
 #[cfg(unix)]
-fn free_space(folder: &Path) -> Option<u64> {
+pub(super) fn free_space(folder: &Path) -> Option<u64> {
     let here = Path::new(".");
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(here);
     let found = rustix::fs::statvfs(if there.as_os_str().is_empty() { here } else { there }).ok()?;
@@ -166,7 +166,7 @@ fn free_space(folder: &Path) -> Option<u64> {
 }
 
 #[cfg(not(unix))]
-fn free_space(_: &Path) -> Option<u64> {
+pub(super) fn free_space(_: &Path) -> Option<u64> {
     None
 }
 

@@ -1,6 +1,8 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
+use super::texts::file_texts;
 use super::{open, progress, write_chart};
+use crate::analysis::chunks::TextSupply;
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
 use crate::analysis::dose_table::{DoseRow, LossSource, dose_chart, dose_frame, last_block, point_rows};
@@ -8,10 +10,7 @@ use crate::analysis::manifest::Manifest;
 use crate::analysis::residual_figure::residual_chart;
 use crate::analysis::residual_share::residual_frame;
 use crate::analysis::similarity::EncodedText;
-use crate::data::{
-    ChatTemplate, Content, EncodingOptions, Example, LossOn, Template, TextOptions, TextSource, Tokenize, clip,
-    encode_records, encode_text, read_records, split_validation,
-};
+use crate::data::{EncodingOptions, Example, LossOn, Template, encode_records, read_records, split_validation};
 use crate::hash;
 use crate::model::LoadedModel;
 use crate::peft::{Arm, Dose, Peft, Policy, ResidualConfig, load_adapter};
@@ -212,32 +211,10 @@ fn with_policy(args: &DoseArgs, model: &LoadedModel, peft: Peft) -> Result<Peft>
 }
 
 fn texts(args: &DoseArgs, model: &LoadedModel) -> Result<Vec<EncodedText>> {
-    let tokenizer: &dyn Tokenize = &model.tokenizer;
-    let content = match &args.texts_template {
-        Some(template) => Content::Record(Template::parse(template)?),
-        None => Content::Field(args.field.clone()),
-    };
-    let chat = tokenizer.chat_template().map(|_| ChatTemplate::of(tokenizer)).transpose()?;
-    let options = TextOptions { content, group_by: None, chat };
-    let context = model.transformer.architecture().max_positions;
-    let longest = args.max_tokens.map_or(context, |n| n.min(context));
-    let mut all = Vec::new();
-    for text in TextSource::open(&args.texts, options)?.take(args.limit.unwrap_or(usize::MAX)) {
-        let text = text?;
-        let encoded = encode_text(&text.text, text.add_special, tokenizer)?;
-        if let Some(encoded) = clip(encoded, Some(longest), None) {
-            let span = 0..encoded.ids.len();
-            let index = text.index as u64;
-            all.push(EncodedText {
-                index,
-                group: None,
-                ids: encoded.ids,
-                special: encoded.special,
-                types: encoded.types,
-                span,
-            });
-        }
-    }
+    let (template, field) = (args.texts_template.as_deref(), args.field.as_deref());
+    let mut texts = file_texts(model, &args.texts, template, field, args.max_tokens)?;
+    texts.limit = args.limit;
+    let all: Vec<EncodedText> = texts.open()?.collect::<Result<_, _>>()?;
     ensure!(!all.is_empty(), "{}: no text in it", args.texts.display());
     Ok(all)
 }

@@ -14,6 +14,7 @@ mod progress;
 mod reproduce;
 mod similarity;
 mod states;
+mod texts;
 mod token_pairs;
 mod train;
 

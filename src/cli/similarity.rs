@@ -1,6 +1,7 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
 mod figures;
+mod identity;
 mod work;
 
 use super::{open, states, token_pairs};
@@ -90,6 +91,11 @@ pub(super) struct SimilarityArgs {
     /// Texts that run through the model together; bounds memory, changes no result.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
+    /// Disk space in GiB, in --out, that the hidden states of a first pass may take while the command runs, so that
+    /// a second pass (centred measures) reads them instead of running the model again; 0 runs it again. Changes no
+    /// result.
+    #[arg(long, value_name = "GIB", default_value_t = 4.0)]
+    scratch_gib: f64,
     /// all, 0,4,8 or 2..10 (both ends). 0 is the embedding, 1..L the blocks; transformers' hidden_states[l]
     /// is layer l for l < L, its hidden_states[L] is layer L at the site final_norm, or layer L itself where a
     /// model has no final norm (BERT).
@@ -121,6 +127,8 @@ pub(super) struct SimilarityArgs {
 
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
+    let scratch = args.scratch_gib;
+    ensure!(scratch >= 0.0 && scratch.is_finite(), "--scratch-gib is {scratch}; it must be 0 or more");
     let measures = parse_measures(&args.measures).map_err(|e| anyhow!("--measures: {e}"))?;
     let specs = run_specs(args)?;
     let stored = args.states.specs()?;

@@ -36,7 +36,7 @@ pub struct Encoded {
 }
 
 /// What encoding needs of a tokenizer.
-pub trait Tokenize {
+pub trait Tokenize: Sync {
     /// The tokens of `text`, with the special tokens that the tokenizer puts around a single text if
     /// `add_special`.
     ///

@@ -149,6 +149,14 @@ fn no_thread_changes_a_byte_and_no_batch_size_more_than_rounding() {
     for (table, (left, right)) in tables(&eight).iter().zip(&tables(&alone)).enumerate() {
         assert!(left == right, "table {table} differs for one thread");
     }
+    // Without CKA each worker has a chunk of its own, and the second pass reads what the first one kept: all of it,
+    // a part, or nothing.
+    let shared = "--measures streaming,intrinsic_dimension --baselines texts,shuffled";
+    let three = tables(&place.measure("three", &format!("{shared} --threads 3")));
+    for other in ["--threads 1", "--threads 2 --scratch-gib 0", "--threads 3 --scratch-gib 2e-5"] {
+        let name = other.replace(' ', "");
+        assert!(three == tables(&place.measure(&name, &format!("{shared} {other}"))), "{other}");
+    }
     let eight = rows(&eight);
     for (name, size) in [("one", 1), ("all", 32)] {
         let other = rows(&place.measure(name, &format!("{options} --batch-size {size}")));

@@ -1,5 +1,6 @@
 //! The runs of a similarity command, measured one after another; what is finished or begun is kept on disk.
 
+use super::identity::{describe, identity};
 use super::{SimilarityArgs, say_unless};
 use crate::analysis::audit::{Audit, Precisions, audit, sample};
 use crate::analysis::baselines::{Baseline, Shuffled};
@@ -10,6 +11,7 @@ use crate::analysis::residual_share::{ResidualRow, measure_residual};
 use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::saved::{Found, Saver};
+use crate::analysis::scratch::Scratch;
 use crate::analysis::similarity::{
     EncodedText, RunInput, RunModel, RunState, SimilarityError, StateSource, Watch, measure_run,
 };
@@ -18,8 +20,7 @@ use crate::analysis::texts::{FileTexts, Scan, scan};
 use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
 use crate::analysis::token_text::TokenTexts;
 use crate::cli::states::{self, SavedRun, StatesSpec};
-use crate::cli::{open, progress};
-use crate::data::{ChatTemplate, Content, Template, TextOptions, Tokenize};
+use crate::cli::{open, progress, texts};
 use crate::hash;
 use crate::measures::{Class, Measure, Need};
 use crate::model::{Initialisation, LoadedModel, RandomWeights, Transformer};
@@ -277,6 +278,11 @@ impl Work<'_> {
             (None, Some(r)) => self.means.get(&r.name).cloned(),
             _ => None,
         };
+        let passes = if plan.second_pass() && means.is_none() { 2 } else { 1 };
+        let folder = args.out.join(PROGRESS);
+        let scratch = (passes == 2 && args.scratch_gib > 0.0)
+            .then(|| Scratch::new(&folder, (args.scratch_gib * f64::from(1 << 30)) as u64))
+            .transpose()?;
         let reference_model = reference.map(|r| RunModel { transformer: &r.model.transformer, peft: r.peft.as_ref() });
         let input = RunInput {
             name,
@@ -288,9 +294,8 @@ impl Work<'_> {
             means: means.as_ref(),
             other_texts: baseline == Some(Baseline::Texts),
             batch_size: args.batch_size,
+            scratch: scratch.as_ref(),
         };
-        let passes = if plan.second_pass() && means.is_none() { 2 } else { 1 };
-        let folder = args.out.join(PROGRESS);
         let path = folder.join(format!("{}.safetensors", self.done));
         let points: Vec<String> = plan.points.iter().map(|p| format!("{} {}", p.site, p.layer)).collect();
         let names: Vec<&str> = plan.measures.iter().map(|m| m.name()).collect();
@@ -460,56 +465,9 @@ pub(super) fn remove_progress(out: &Path) -> Result<()> {
 }
 
 fn file_texts<'t>(args: &SimilarityArgs, model: &'t LoadedModel) -> Result<FileTexts<'t>> {
-    let tokenizer: &dyn Tokenize = &model.tokenizer;
-    let content = match &args.template {
-        Some(template) => Content::Record(Template::parse(template)?),
-        None => Content::Field(args.field.clone()),
-    };
-    let chat = match tokenizer.chat_template() {
-        Some(_) => Some(ChatTemplate::of(tokenizer)?),
-        None => None,
-    };
-    let context = model.transformer.architecture().max_positions;
-    Ok(FileTexts {
-        path: args.texts.clone().context("--texts is missing: a model is measured on texts")?,
-        options: TextOptions { content, group_by: args.group_by.clone(), chat },
-        span: args.span,
-        longest: args.max_tokens.map_or(context, |n| n.min(context)),
-        exact: args.tokens,
-        limit: args.limit,
-        tokenizer,
-    })
-}
-
-fn describe(spec: &RunSpec, model: &LoadedModel, found: &Scan) -> Result<Value> {
-    let mut described = identity(spec, model)?;
-    if let Some(entries) = described.as_object_mut() {
-        entries.insert("texts_measured".to_owned(), json!(found.texts));
-        entries.insert("tokens_measured".to_owned(), json!(found.tokens));
-    }
-    Ok(described)
-}
-
-/// What a run is, with the hashes of its files.
-fn identity(spec: &RunSpec, model: &LoadedModel) -> Result<Value> {
-    let adapter = match &spec.adapter {
-        Some(folder) => {
-            let sha = |name: &str| {
-                let path = folder.join(name);
-                hash::sha256_file(&path).with_context(|| open::unreadable(&path))
-            };
-            // λ, scale and placement are in the configuration.
-            let (weights, config) = (sha("adapter_model.safetensors")?, sha("adapter_config.json")?);
-            json!({"folder": folder.display().to_string(), "sha256": weights, "config_sha256": config})
-        }
-        None => Value::Null,
-    };
-    Ok(json!({
-        "name": spec.name,
-        "model": spec.model,
-        "revision": spec.revision,
-        "model_sha256": model.hashes()?,
-        "tokenizer_sha256": model.tokenizer.sha256(),
-        "adapter": adapter,
-    }))
+    let path = args.texts.as_deref().context("--texts is missing: a model is measured on texts")?;
+    let (template, field) = (args.template.as_deref(), args.field.as_deref());
+    let mut texts = texts::file_texts(model, path, template, field, args.max_tokens)?;
+    texts.options.group_by.clone_from(&args.group_by);
+    Ok(FileTexts { span: args.span, exact: args.tokens, limit: args.limit, ..texts })
 }

@@ -17,31 +17,56 @@ use crate::model::{ModelError, Pass};
 use crate::peft::Peft;
 use crate::probe::{Probe, Site};
 use candle_core::{DType, Device, Tensor};
+use polars::df;
+use polars::prelude::{DataFrame, PolarsError};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Texts of an audit, unless asked otherwise.
 pub const AUDIT_TEXTS: usize = 8;
 
-/// The largest deviations that an audit found, by measure.
+/// A number of the similarity tables.
+pub type Place = (Measure, Point, TokenSet);
+
+/// The largest deviations of a text's value that an audit found, place by place: what is added at a site may be so
+/// small that its direction is noise, and must not speak for the residual stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Audit {
     /// How many texts were looked at.
     pub texts: usize,
     /// Alone against in a batch.
-    pub company: BTreeMap<Measure, f64>,
+    pub company: BTreeMap<Place, f64>,
     /// In f64 against the compute type.
-    pub precision: BTreeMap<Measure, f64>,
+    pub precision: BTreeMap<Place, f64>,
     /// All pairs against the one sweep, for both forms of the cosine.
-    pub pairs: BTreeMap<Measure, f64>,
+    pub pairs: BTreeMap<Place, f64>,
 }
 
 impl Audit {
-    /// The error of a measure: the largest of its deviations, in the unit of the measure.
+    fn roads(&self) -> [(&'static str, &BTreeMap<Place, f64>); 3] {
+        [
+            ("alone_against_batch", &self.company),
+            ("f64_against_compute_type", &self.precision),
+            ("all_pairs_against_one_sweep", &self.pairs),
+        ]
+    }
+
+    /// The error of a number: the largest of its deviations, in the unit of the measure.
     #[must_use]
-    pub fn error(&self, measure: Measure) -> Option<f64> {
-        let found = [&self.company, &self.precision, &self.pairs];
-        found.iter().filter_map(|road| road.get(&measure).copied()).reduce(f64::max)
+    pub fn error(&self, place: Place) -> Option<f64> {
+        self.roads().into_iter().filter_map(|(_, road)| road.get(&place).copied()).reduce(f64::max)
+    }
+
+    /// The largest error of a measure for one token set, at the usual sites or inside the blocks.
+    #[must_use]
+    pub fn largest(&self, measure: Measure, tokens: TokenSet, usual: bool) -> Option<f64> {
+        let of = |road: &BTreeMap<Place, f64>| {
+            let own = road
+                .iter()
+                .filter(|((m, point, set), _)| *m == measure && *set == tokens && point.site.is_usual() == usual);
+            own.map(|(_, error)| *error).reduce(f64::max)
+        };
+        self.roads().into_iter().filter_map(|(_, road)| of(road)).reduce(f64::max)
     }
 
     /// Takes in the audit of another run: the larger deviations stay.
@@ -53,29 +78,58 @@ impl Audit {
             (&mut self.pairs, &other.pairs),
         ];
         for (own, other) in roads {
-            for (&measure, &deviation) in other {
-                raise(own, measure, deviation);
+            for (&place, &deviation) in other {
+                raise(own, place, deviation);
             }
         }
     }
 
-    /// For a manifest.
+    /// For a manifest: each road's largest deviation by measure, at the usual sites and inside the blocks.
     #[must_use]
     pub fn json(&self) -> Value {
-        let road = |found: &BTreeMap<Measure, f64>| -> Value {
-            found.iter().map(|(measure, value)| (measure.name().to_owned(), json!(value))).collect::<Map<_, _>>().into()
-        };
-        json!({
-            "texts": self.texts,
-            "alone_against_batch": road(&self.company),
-            "f64_against_compute_type": road(&self.precision),
-            "all_pairs_against_one_sweep": road(&self.pairs),
-        })
+        let mut found = Map::new();
+        found.insert("texts".to_owned(), json!(self.texts));
+        for (name, road) in self.roads() {
+            for (usual, suffix) in [(true, ""), (false, "_inside_blocks")] {
+                let mut largest: BTreeMap<Measure, f64> = BTreeMap::new();
+                for ((measure, ..), deviation) in
+                    road.iter().filter(|((_, point, _), _)| point.site.is_usual() == usual)
+                {
+                    let slot = largest.entry(*measure).or_insert(0.0);
+                    *slot = slot.max(*deviation);
+                }
+                if !largest.is_empty() {
+                    let named = largest.iter().map(|(measure, value)| (measure.name().to_owned(), json!(value)));
+                    found.insert(format!("{name}{suffix}"), named.collect::<Map<_, _>>().into());
+                }
+            }
+        }
+        found.into()
+    }
+
+    /// `audit.csv` and `audit.parquet`: every place with its deviations on each road.
+    ///
+    /// # Errors
+    /// polars refuses the columns.
+    pub fn frame(&self) -> Result<DataFrame, PolarsError> {
+        let places: BTreeSet<Place> = self.roads().into_iter().flat_map(|(_, road)| road.keys().copied()).collect();
+        let road =
+            |road: &BTreeMap<Place, f64>| places.iter().map(|place| road.get(place).copied()).collect::<Vec<_>>();
+        df!(
+            "measure" => places.iter().map(|(measure, ..)| measure.name()).collect::<Vec<_>>(),
+            "layer" => places.iter().map(|(_, point, _)| point.layer as u32).collect::<Vec<_>>(),
+            "site" => places.iter().map(|(_, point, _)| point.site.to_string()).collect::<Vec<_>>(),
+            "tokens" => places.iter().map(|(.., tokens)| tokens.to_string()).collect::<Vec<_>>(),
+            "alone_against_batch" => road(&self.company),
+            "f64_against_compute_type" => road(&self.precision),
+            "all_pairs_against_one_sweep" => road(&self.pairs),
+            "error" => places.iter().map(|place| self.error(*place)).collect::<Vec<_>>(),
+        )
     }
 }
 
-fn raise(road: &mut BTreeMap<Measure, f64>, measure: Measure, deviation: f64) {
-    let slot = road.entry(measure).or_insert(0.0);
+fn raise(road: &mut BTreeMap<Place, f64>, place: Place, deviation: f64) {
+    let slot = road.entry(place).or_insert(0.0);
     // A NaN is the largest deviation of all.
     *slot = if deviation.is_nan() { f64::INFINITY } else { slot.max(deviation) };
 }
@@ -142,7 +196,8 @@ pub fn audit(
         forward.map_err(|source| SimilarityError::Run { run: name.to_owned(), source })?;
         for ((point, measure, set), value) in &probe.found {
             let (Some(at), Some(slot)) = (alone.place(*point), alone.slot(*measure)) else { continue };
-            raise(&mut found.pairs, *measure, deviation(alone.value(number, at, slot, *set), *value));
+            let apart = deviation(alone.value(number, at, slot, *set), *value);
+            raise(&mut found.pairs, (*measure, *point, *set), apart);
         }
     }
     Ok(found)
@@ -157,13 +212,13 @@ fn deviation(a: Option<f64>, b: Option<f64>) -> f64 {
     }
 }
 
-fn compare(a: &RunValues, b: &RunValues, road: &mut BTreeMap<Measure, f64>) {
+fn compare(a: &RunValues, b: &RunValues, road: &mut BTreeMap<Place, f64>) {
     for (slot, &measure) in a.measures.iter().enumerate() {
-        for text in 0..a.texts.len() {
-            for point in 0..a.points.len() {
-                for set in TokenSet::ALL {
-                    let apart = deviation(a.value(text, point, slot, set), b.value(text, point, slot, set));
-                    raise(road, measure, apart);
+        for (at, &point) in a.points.iter().enumerate() {
+            for set in TokenSet::ALL {
+                for text in 0..a.texts.len() {
+                    let apart = deviation(a.value(text, at, slot, set), b.value(text, at, slot, set));
+                    raise(road, (measure, point, set), apart);
                 }
             }
         }
@@ -239,18 +294,30 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_the_largest_deviation() {
+    fn the_error_is_the_largest_deviation_of_its_own_place() {
+        let at = |site, layer| (Measure::Cosine, Point { site, layer }, TokenSet::All);
+        let (block, inner) = (at(Site::Block, 3), at(Site::AttentionH0, 3));
         let mut one = Audit { texts: 3, ..Audit::default() };
-        raise(&mut one.company, Measure::Cosine, 1e-9);
-        raise(&mut one.precision, Measure::Cosine, 1e-6);
+        raise(&mut one.company, block, 1e-9);
+        raise(&mut one.precision, block, 1e-6);
+        raise(&mut one.precision, inner, 1e-2);
+        raise(&mut one.company, at(Site::Block, 2), f64::NAN);
         let mut two = Audit { texts: 2, ..Audit::default() };
-        raise(&mut two.pairs, Measure::Cosine, 1e-5);
-        raise(&mut two.company, Measure::Mad, f64::NAN);
+        raise(&mut two.pairs, block, 1e-5);
         one.merge(&two);
-        assert_eq!((one.texts, one.error(Measure::Cosine)), (3, Some(1e-5)));
-        assert_eq!(one.error(Measure::Mad), Some(f64::INFINITY));
-        assert_eq!(one.error(Measure::NormMean), None);
+        assert_eq!((one.texts, one.error(block)), (3, Some(1e-5)));
+        assert_eq!(one.error(at(Site::Block, 2)), Some(f64::INFINITY));
+        assert_eq!(one.error(at(Site::Block, 1)), None);
+        assert_eq!(one.largest(Measure::Cosine, TokenSet::All, false), Some(1e-2));
+        assert_eq!(one.largest(Measure::Cosine, TokenSet::All, true), Some(f64::INFINITY));
+        assert_eq!(one.largest(Measure::Cosine, TokenSet::NoFirst, true), None);
         assert_eq!(deviation(Some(1.0), None), f64::INFINITY);
-        assert_eq!(one.json()["f64_against_compute_type"]["cosine"], 1e-6);
+        let json = one.json();
+        assert_eq!(json["f64_against_compute_type"]["cosine"], 1e-6);
+        assert_eq!(json["f64_against_compute_type_inside_blocks"]["cosine"], 1e-2);
+        let frame = one.frame().unwrap();
+        assert_eq!(frame.shape(), (3, 8));
+        let errors = frame.column("error").unwrap().f64().unwrap().to_vec();
+        assert_eq!(errors, [Some(1e-2), Some(f64::INFINITY), Some(1e-5)], "by site, then layer");
     }
 }

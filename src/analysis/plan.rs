@@ -32,6 +32,18 @@ impl Sites {
     }
 }
 
+impl Sites {
+    /// These and others.
+    #[must_use]
+    pub fn with(&self, others: &[Site]) -> Self {
+        let mut sites = self.list();
+        sites.extend(others);
+        sites.sort_unstable();
+        sites.dedup();
+        Self::Some(sites)
+    }
+}
+
 impl FromStr for Sites {
     type Err = String;
 

@@ -266,8 +266,8 @@ impl Probe for Recorder<'_> {
                 (None, _) => None,
             },
             maps: match &self.maps {
-                // An attention map belongs to its own layer; what lies after the final norm is no block's.
-                Some((of, maps)) if *of == layer && site != Site::FinalNorm => maps.clone(),
+                // A layer has one map: it stands at the layer's end and not at every site inside.
+                Some((of, maps)) if *of == layer && site == Site::Block => maps.clone(),
                 _ => Vec::new(),
             },
         };
@@ -283,7 +283,7 @@ impl Probe for Recorder<'_> {
     }
 
     fn wants_attention(&self, layer: usize) -> bool {
-        let measured = self.plan.points.iter().any(|p| p.layer == layer && p.site != Site::FinalNorm);
+        let measured = self.plan.point(Site::Block, layer).is_some();
         // Tokens of different texts have no attention among them.
         let whole = self.stage.first && self.stand_ins.is_none();
         whole && measured && self.plan.needs(Need::Attention) && self.texts.iter().any(|text| text.lookup)

@@ -1,13 +1,10 @@
 //! The tables of measured runs: means over texts with intervals and paired differences, and every text's own value.
 
+use super::intervals::Intervals;
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
 use crate::report::{PerTextRow, SimilarityRow};
-use crate::statistics::{self, Bootstrap, Interval, REPLICATES, StatisticsError};
-use std::collections::BTreeMap;
-
-/// The level of every interval.
-const LEVEL: f64 = 0.95;
+use crate::statistics::StatisticsError;
 
 /// The table of several runs over the same texts; `references` gives for each run the one that its differences are
 /// against, if any. A run has rows only for what it measured.
@@ -21,6 +18,8 @@ pub fn similarity_rows(
 ) -> Result<Vec<SimilarityRow>, StatisticsError> {
     let mut rows = Vec::new();
     let mut intervals = Intervals::new(seed);
+    // For each row its own series, and that of its differences.
+    let mut series: Vec<(usize, usize, Option<usize>)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let against = references.get(index).copied().flatten().filter(|&r| r != index).and_then(|r| runs.get(r));
         for group in groups(run) {
@@ -35,7 +34,11 @@ pub fn similarity_rows(
                                     let (place, slot) = (r.place(point)?, r.slot(measure)?);
                                     Some(run.partners(r, &group, place, slot, tokens))
                                 });
-                                intervals.fill(rows.len(), own, other)?;
+                                let pairs = other.map(|other| {
+                                    let apart = |(a, b): (&Option<f64>, &Option<f64>)| Some((*a)? - (*b)?);
+                                    intervals.add(own.iter().zip(&other).map(apart).collect())
+                                });
+                                series.push((rows.len(), intervals.add(own), pairs));
                             }
                             // One number for all texts: groups have none.
                             Scope::Corpus if group.is_some() => continue,
@@ -52,7 +55,19 @@ pub fn similarity_rows(
             }
         }
     }
-    intervals.finish(&mut rows)?;
+    let found = intervals.finish()?;
+    let of = |number: usize| found.get(number).copied().flatten();
+    for (row, own, pairs) in series {
+        let Some(row) = rows.get_mut(row) else { continue };
+        if let Some(own) = of(own) {
+            (row.mean, row.std, row.texts) = (Some(own.mean), own.std, own.texts);
+            (row.ci_low, row.ci_high) = (Some(own.interval.low), Some(own.interval.high));
+        }
+        if let Some(apart) = pairs.and_then(of) {
+            row.diff = Some(apart.mean);
+            (row.diff_ci_low, row.diff_ci_high) = (Some(apart.interval.low), Some(apart.interval.high));
+        }
+    }
     Ok(rows)
 }
 
@@ -92,79 +107,6 @@ fn groups(run: &RunValues) -> Vec<Option<String>> {
         }
     }
     all
-}
-
-/// Collects series that share their texts, so that each set of texts is resampled once.
-struct Intervals {
-    seed: u64,
-    /// By which texts are defined.
-    pending: BTreeMap<Vec<bool>, Vec<Pending>>,
-    moments: Vec<(usize, bool, f64, Option<f64>, u64)>,
-}
-
-/// A series that waits for its interval.
-struct Pending {
-    /// The row that it belongs to.
-    row: usize,
-    /// Whether it is the difference to the reference.
-    difference: bool,
-    values: Vec<f64>,
-}
-
-impl Intervals {
-    fn new(seed: u64) -> Self {
-        Self { seed, pending: BTreeMap::new(), moments: Vec::new() }
-    }
-
-    fn fill(
-        &mut self,
-        row: usize,
-        own: Vec<Option<f64>>,
-        other: Option<Vec<Option<f64>>>,
-    ) -> Result<(), StatisticsError> {
-        if let Some(other) = other {
-            let pairs = own.iter().zip(&other).map(|(a, b)| Some((*a)? - (*b)?)).collect();
-            self.add(row, true, pairs)?;
-        }
-        self.add(row, false, own)
-    }
-
-    fn add(&mut self, row: usize, difference: bool, values: Vec<Option<f64>>) -> Result<(), StatisticsError> {
-        let mask: Vec<bool> = values.iter().map(Option::is_some).collect();
-        let defined: Vec<f64> = values.into_iter().flatten().collect();
-        if defined.is_empty() {
-            return Ok(());
-        }
-        let (mean, std) = statistics::mean_and_std(&defined)?;
-        self.moments.push((row, difference, mean, std, defined.len() as u64));
-        self.pending.entry(mask).or_default().push(Pending { row, difference, values: defined });
-        Ok(())
-    }
-
-    fn finish(self, rows: &mut [SimilarityRow]) -> Result<(), StatisticsError> {
-        for (row, difference, mean, std, texts) in self.moments {
-            let Some(row) = rows.get_mut(row) else { continue };
-            if difference {
-                row.diff = Some(mean);
-            } else {
-                (row.mean, row.std, row.texts) = (Some(mean), std, texts);
-            }
-        }
-        for entries in self.pending.into_values() {
-            let items = entries.first().map_or(0, |entry| entry.values.len());
-            let series: Vec<&[f64]> = entries.iter().map(|entry| entry.values.as_slice()).collect();
-            let found = Bootstrap::new(items, REPLICATES, self.seed)?.intervals(&series, LEVEL)?;
-            for (entry, Interval { low, high }) in entries.iter().zip(found) {
-                let Some(row) = rows.get_mut(entry.row) else { continue };
-                if entry.difference {
-                    (row.diff_ci_low, row.diff_ci_high) = (Some(low), Some(high));
-                } else {
-                    (row.ci_low, row.ci_high) = (Some(low), Some(high));
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The table of every text: of the measures that are a number a text.

@@ -2,6 +2,7 @@
 
 mod figures;
 mod identity;
+mod split;
 mod work;
 
 use super::{open, states, token_pairs};
@@ -74,6 +75,10 @@ pub(super) struct SimilarityArgs {
     /// attention,feed_forward,after_attention,head_0. Sites inside a block cost their own computation.
     #[arg(long, value_name = "LIST", default_value = "usual")]
     sites: Sites,
+    /// Split each layer's change of every measure among attention, feed-forward, PEFT and the λ term: split.csv and
+    /// a figure a measure. Looks inside the blocks, as --sites does.
+    #[arg(long, requires = "texts")]
+    split: bool,
     /// Texts, drawn by --seed, that the lookup measures are taken of: they cost far more than the others.
     #[arg(long, value_name = "N", default_value_t = LOOKUP_TEXTS)]
     lookup_texts: usize,
@@ -167,11 +172,13 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     figures::draw(args, &measures, &rows, done.audit.as_ref())?;
     if let Some(audit) = &done.audit {
         manifest.set("audit", audit.json());
+        report::write_table(&args.out, "audit", &mut audit.frame()?)?;
     }
     if !done.residual.is_empty() {
         report::write_table(&args.out, "residual", &mut residual_frame(&done.residual)?)?;
         super::write_chart(&args.out, "residual", &residual_chart(&done.residual))?;
     }
+    let split = if args.split { split::write(args, &measures, &done.runs)? } else { Vec::new() };
     token_pairs::write(&args.out, &done.request, &done.pairs)?;
     if !done.request.is_empty() {
         manifest.set("token_pairs", args.pairs.describe());
@@ -189,7 +196,9 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());
     manifest.write(&args.out)?;
     work::remove_progress(&args.out)?;
-    print_table(&rows, &done.runs);
+    // What only the split asked for stands in its tables.
+    print_table(&rows, &done.runs, args.sites == Sites::Usual);
+    split::print(&split);
     say_unless(quiet, &format!("wrote {}", args.out.display()));
     Ok(())
 }
@@ -232,10 +241,13 @@ fn check_names(names: &[&str]) -> Result<()> {
 }
 
 /// The means of every run for the first measure that was asked for, a line a layer and site.
-fn print_table(rows: &[SimilarityRow], runs: &[RunValues]) {
+fn print_table(rows: &[SimilarityRow], runs: &[RunValues], usual: bool) {
     let Some(measure) = rows.first().map(|row| row.measure.clone()) else { return };
-    let shown: Vec<&SimilarityRow> =
-        rows.iter().filter(|r| r.group.is_none() && r.measure == measure && r.tokens == "all").collect();
+    let inner = |row: &SimilarityRow| !figures::USUAL.contains(&row.site.as_str());
+    let shown: Vec<&SimilarityRow> = rows
+        .iter()
+        .filter(|r| r.group.is_none() && r.measure == measure && r.tokens == "all" && !(usual && inner(r)))
+        .collect();
     let mut points: Vec<(u32, &str)> = Vec::new();
     for row in &shown {
         let point = (row.layer, row.site.as_str());

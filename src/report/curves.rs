@@ -108,21 +108,48 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
     }
 }
 
-/// Shades what is within `error` of zero in a panel of differences, and greys the curves that never leave it.
-pub fn grey_below(panel: &mut Panel, error: f64) {
-    let places = || panel.series.iter().flat_map(|series| series.points.iter().map(|point| point.x));
-    let ends = places()
-        .fold(None, |ends: Option<(f64, f64)>, x| Some(ends.map_or((x, x), |(low, high)| (low.min(x), high.max(x)))));
-    let Some((first, last)) = ends else { return };
+/// Name of points that are no larger than the audit's error.
+pub const BELOW_AUDIT: &str = "below the audit error";
+
+/// Shades the audit's error around zero in a panel of differences, and greys each point within it. `error` gives that
+/// of a place on the axis, along the curve or (`true`) after the final norm.
+pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) {
+    let mut places: Vec<f64> = panel.series.iter().flat_map(|s| s.points.iter().map(|point| point.x)).collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    let all = panel.series.iter().flat_map(|series| series.points.iter().chain(&series.hollow));
+    let largest = all.filter_map(|point| point.y).map(f64::abs).fold(0.0, f64::max);
+    let below =
+        |point: &Point, last: bool| point.y.zip(error(point.x, last)).is_some_and(|(y, error)| y.abs() <= error);
+    let mut grey = Vec::new();
     for series in &mut panel.series {
-        let mut all = series.points.iter().chain(&series.hollow);
-        if all.all(|point| point.y.is_none_or(|y| y.abs() <= error)) {
-            series.style += GREY;
+        let mut own = Series {
+            label: BELOW_AUDIT.to_owned(),
+            style: GREY,
+            points: series.points.clone(),
+            hollow: series.hollow.clone(),
+        };
+        for (last, points, greys) in
+            [(false, &mut series.points, &mut own.points), (true, &mut series.hollow, &mut own.hollow)]
+        {
+            for (point, grey) in points.iter_mut().zip(greys) {
+                // One of the two keeps the point, the other has a gap there.
+                let hidden = if below(point, last) { point } else { grey };
+                *hidden = Point { y: None, interval: None, ..*hidden };
+            }
+        }
+        if own.points.iter().chain(&own.hollow).any(|point| point.y.is_some()) {
+            grey.push(own);
         }
     }
-    let band = |x| Point { x, y: Some(0.0), interval: Some((-error, error)) };
-    let label = "audit error".to_owned();
-    panel.series.push(Series { label, style: GREY, points: vec![band(first), band(last)], hollow: Vec::new() });
+    panel.series.extend(grey);
+    // A band beyond the data would only shrink them.
+    let band = |&x: &f64| {
+        let error = error(x, false).map(|error| error.min(1.1 * largest));
+        Point { x, y: None, interval: error.map(|error| (-error, error)) }
+    };
+    let points = places.iter().map(band).collect();
+    panel.series.push(Series { label: "audit error".to_owned(), style: GREY, points, hollow: Vec::new() });
 }
 
 fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
@@ -295,13 +322,24 @@ mod tests {
     #[test]
     fn what_the_audit_cannot_tell_from_nothing_is_grey() {
         let mut chart = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference));
-        let mut small = chart.clone();
-        grey_below(&mut chart.panels[0], 0.05);
-        grey_below(&mut small.panels[0], 0.2);
-        let styles = |chart: &Chart| chart.panels[0].series.iter().map(|s| s.style).collect::<Vec<_>>();
-        assert_eq!((styles(&chart), styles(&small)), (vec![1, GREY], vec![GREY + 1, GREY]));
-        let band = &chart.panels[0].series[1].points;
-        assert_eq!((band[0].x, band[1].x, band[1].interval), (0.0, 4.0, Some((-0.05, 0.05))));
+        let panel = &mut chart.panels[0];
+        // Differences of 0 at layer 0 and −.1 at layer 4.
+        grey_below(panel, |layer, _| Some(if layer == 0.0 { 0.05 } else { 0.02 }));
+        let [own, grey, band] = panel.series.as_slice() else { panic!("{panel:?}") };
+        let drawn = |series: &Series| series.points.iter().map(|point| point.y).collect::<Vec<_>>();
+        assert_eq!((own.style, drawn(own)), (1, vec![None, Some(-0.1)]));
+        assert_eq!((grey.label.as_str(), grey.style, drawn(grey)), (BELOW_AUDIT, GREY, vec![Some(0.0), None]));
+        assert_eq!((band.style, drawn(band)), (GREY, vec![None, None]), "a band and no curve");
+        let bands: Vec<_> = band.points.iter().map(|point| point.interval).collect();
+        assert_eq!(bands, [Some((-0.05, 0.05)), Some((-0.02, 0.02))]);
+        // Nothing that was audited, nothing grey; an endless error greys all and keeps the axis.
+        let mut free = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference)).panels.remove(0);
+        let mut lost = free.clone();
+        grey_below(&mut free, |_, _| None);
+        assert_eq!(drawn(&free.series[0]), [Some(0.0), Some(-0.1)]);
+        grey_below(&mut lost, |_, _| Some(f64::INFINITY));
+        assert_eq!(drawn(&lost.series[0]), [None, None]);
+        assert!(lost.series[2].points.iter().all(|p| p.interval.is_some_and(|(_, high)| (high - 0.11).abs() < 1e-12)));
     }
 
     #[test]

@@ -141,6 +141,44 @@ fn sites_inside_a_block_are_measured_on_request() {
 }
 
 #[test]
+fn a_layers_change_is_split_among_its_parts() {
+    let place = Place::new(24);
+    let out = place.measure("split", &format!("--split --adapter tuned={}", place.adapter().display()));
+    let similarity = rows(&out);
+    let split = {
+        let mut reader = csv::Reader::from_path(out.join("split.csv")).unwrap();
+        reader.deserialize::<Row>().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let change = |run: &str, layer: &str, part: &str| -> f64 {
+        let wanted = [("run", run), ("layer", layer), ("part", part), ("measure", "cosine"), ("tokens", "all")];
+        let found: Vec<&Row> = split.iter().filter(|r| wanted.iter().all(|(k, v)| r[*k] == *v)).collect();
+        assert_eq!(found.len(), 1, "{wanted:?}");
+        found[0]["change"].parse().unwrap()
+    };
+    let parts = ["attention", "attention_peft", "attention_h0", "feed_forward", "feed_forward_peft", "feed_forward_h0"];
+    for run in ["base", "tuned"] {
+        for layer in 1..=2 {
+            let before = if layer == 1 { ("0", "embedding") } else { ("1", "block") };
+            let (from, to) = (
+                mean(&similarity, run, "cosine", before.0, before.1).unwrap(),
+                mean(&similarity, run, "cosine", &layer.to_string(), "block").unwrap(),
+            );
+            let layer = layer.to_string();
+            let total = change(run, &layer, "total");
+            assert!((total - (to - from)).abs() < 1e-12, "the change that similarity.csv shows");
+            let sum: f64 = parts.iter().map(|part| change(run, &layer, part)).sum();
+            assert!((sum - total).abs() < 1e-12);
+            let peft = change(run, &layer, "feed_forward_peft");
+            assert_eq!(peft != 0.0, run == "tuned", "{run} {layer} {peft}");
+            assert_eq!(change(run, &layer, "feed_forward_h0") != 0.0, run == "tuned");
+        }
+    }
+    assert!(out.join("cosine_split.png").is_file());
+    let (line, _) = place.line("apart", "--split --layers 0,2");
+    assert_one_line(&run(&line), &["--split", "--layers"], "layers apart");
+}
+
+#[test]
 fn no_thread_changes_a_byte_and_no_batch_size_more_than_rounding() {
     let place = Place::new(70);
     let options = "--measures all --lookup-texts 6 --group-by kind";

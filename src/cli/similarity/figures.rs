@@ -3,14 +3,16 @@
 use super::SimilarityArgs;
 use crate::analysis::audit::Audit;
 use crate::cli::write_chart;
-use crate::measures::Measure;
+use crate::measures::{Measure, Point, TokenSet};
+use crate::probe::Site;
 use crate::report::{
-    BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, grey_below, similarity_chart,
+    BASELINE_SUFFIXES, BELOW_AUDIT, Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, grey_below,
+    similarity_chart,
 };
 use anyhow::Result;
 
 /// Sites that a run is measured at without asking.
-const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
+pub(super) const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
 
 /// A figure's stem, its title, and its panels: a measure and a token set each.
 type Figure<'a> = (String, String, Vec<(Measure, &'a str)>);
@@ -27,27 +29,37 @@ pub(super) fn draw(
         rows.iter().cloned().partition(|row| USUAL.contains(&row.site.as_str()));
     let cosines = [(Measure::Cosine, "all"), (Measure::CosineCentred, "no_first")];
     let both: Vec<(Measure, &str)> = cosines.into_iter().filter(|(m, _)| measures.contains(m)).collect();
-    let both_differ = both.clone();
-    let mut figures: Vec<Figure<'_>> = Vec::new();
+    let (mut figures, mut compared): (Vec<Figure<'_>>, Vec<Figure<'_>>) = Default::default();
     if !both.is_empty() {
+        compared.push((
+            "differences".to_owned(),
+            "Difference of token similarity over the layers".to_owned(),
+            both.clone(),
+        ));
         figures.push(("similarity".to_owned(), "Token similarity over the layers".to_owned(), both));
     }
     for &measure in measures.iter().filter(|m| !cosines.iter().any(|(c, _)| c == *m)) {
         let panels = vec![(measure, "all"), (measure, "no_first")];
+        let title = format!("{}: difference over the layers", measure.title());
+        compared.push((format!("{}_differences", measure.name()), title, panels.clone()));
         figures.push((measure.name().to_owned(), format!("{} over the layers", measure.title()), panels));
     }
     for (stem, title, panels) in figures {
         let mut chart = similarity_chart(&usual, &options(args, title, &panels));
-        chart.notes.extend(audit.and_then(|audit| audit_note(audit, &panels)));
+        chart.notes.extend(audit.and_then(|audit| audit_note(audit, &panels, true)));
         if chart.panels.iter().any(|panel| !panel.series.is_empty()) {
             write_chart(&args.out, &stem, &chart)?;
         }
     }
-    if rows.iter().any(|row| row.diff.is_some()) && !both_differ.is_empty() {
-        write_chart(&args.out, "differences", &differences(args, &usual, &both_differ, audit))?;
+    for (stem, title, panels) in compared {
+        let chart = differences(args, title, &usual, &panels, audit);
+        if chart.panels.iter().any(|panel| !panel.series.is_empty()) {
+            write_chart(&args.out, &stem, &chart)?;
+        }
     }
     for &measure in measures {
-        if let Some(chart) = sites_chart(args, measure, &inner) {
+        if let Some(mut chart) = sites_chart(args, measure, &inner) {
+            chart.notes.extend(audit.and_then(|audit| audit_note(audit, &[(measure, "all")], false)));
             write_chart(&args.out, &format!("{}_sites", measure.name()), &chart)?;
         }
     }
@@ -57,32 +69,63 @@ pub(super) fn draw(
 /// The differences of the runs to their reference; what is within the audit's error is grey.
 fn differences(
     args: &SimilarityArgs,
+    title: String,
     rows: &[SimilarityRow],
     panels: &[(Measure, &str)],
     audit: Option<&Audit>,
 ) -> Chart {
     let plain: Vec<SimilarityRow> =
         rows.iter().filter(|row| !BASELINE_SUFFIXES.iter().any(|s| row.run.ends_with(s))).cloned().collect();
-    let title = "Difference of token similarity over the layers".to_owned();
     let mut chart =
         similarity_chart(&plain, &CurveOptions { shown: Shown::Difference, ..options(args, title, panels) });
-    let Some(audit) = audit else { return chart };
-    for (panel, (measure, _)) in chart.panels.iter_mut().zip(panels) {
-        let Some(error) = audit.error(*measure) else { continue };
-        grey_below(panel, error);
+    let drawn = |panel: &Panel| !panel.series.is_empty();
+    let Some(audit) = audit else {
+        chart.panels.retain(drawn);
+        return chart;
+    };
+    let mut greyed = false;
+    for (panel, &(measure, tokens)) in chart.panels.iter_mut().zip(panels).filter(|(panel, _)| drawn(panel)) {
+        let Some(tokens) = token_set(tokens) else { continue };
+        grey_below(panel, |x, last| match (args.relative, last) {
+            // A relative depth is no layer: the measure's largest error stands for all.
+            (true, _) => audit.largest(measure, tokens, true),
+            (false, _) => {
+                let layer = x.round() as usize;
+                let site = match (last, layer) {
+                    (true, _) => Site::FinalNorm,
+                    (false, 0) => Site::Embedding,
+                    (false, _) => Site::Block,
+                };
+                audit.error((measure, Point { site, layer }, tokens))
+            }
+        });
+        greyed |= panel.series.iter().any(|series| series.label == BELOW_AUDIT);
     }
-    chart.notes.extend(audit_note(audit, panels));
-    chart.notes.push("Grey band: differences within it are smaller than that and say nothing.".to_owned());
+    chart.panels.retain(drawn);
+    chart.notes.extend(audit_note(audit, panels, true));
+    let grey = "Grey band: the audit's error in each layer.";
+    let points = if greyed { " Grey points lie within it: they say nothing." } else { "" };
+    chart.notes.push(format!("{grey}{points}"));
     chart
 }
 
-fn audit_note(audit: &Audit, panels: &[(Measure, &str)]) -> Option<String> {
-    let mut measures: Vec<Measure> = panels.iter().map(|&(measure, _)| measure).collect();
-    measures.dedup();
-    let errors = measures.into_iter().filter_map(|m| Some(format!("{m} {:.1e}", audit.error(m)?)));
-    let errors = errors.collect::<Vec<_>>().join(", ");
+fn token_set(name: &str) -> Option<TokenSet> {
+    TokenSet::ALL.into_iter().find(|set| set.to_string() == name)
+}
+
+/// What the audit found for a figure's panels, at the usual sites or inside the blocks.
+fn audit_note(audit: &Audit, panels: &[(Measure, &str)], usual: bool) -> Option<String> {
+    let mut errors: Vec<(Measure, f64)> = Vec::new();
+    for &(measure, tokens) in panels {
+        let Some(error) = token_set(tokens).and_then(|set| audit.largest(measure, set, usual)) else { continue };
+        match errors.iter_mut().find(|(known, _)| *known == measure) {
+            Some((_, largest)) => *largest = largest.max(error),
+            None => errors.push((measure, error)),
+        }
+    }
+    let named = errors.iter().map(|(measure, error)| format!("{measure} {error:.1e}")).collect::<Vec<_>>().join(", ");
     let texts = audit.texts;
-    (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {errors}."))
+    (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {named}."))
 }
 
 /// One panel a site; `None` where no site inside a block was measured.

@@ -15,6 +15,7 @@ use crate::analysis::scratch::Scratch;
 use crate::analysis::similarity::{
     EncodedText, RunInput, RunModel, RunState, SimilarityError, StateSource, Watch, measure_run,
 };
+use crate::analysis::split::{self, split_layers};
 use crate::analysis::states::StoredStates;
 use crate::analysis::texts::{FileTexts, Scan, scan};
 use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
@@ -119,6 +120,11 @@ pub(super) fn measure(
         request.check(&texts)?;
         let run = SavedRun { name: &spec.name, alone: specs.len() == 1, model: &model, peft: peft.as_ref() };
         let (plan, say) = (work.plan(&model.transformer), |line: &str| say_unless(quiet, line));
+        let split = !args.split || !split_layers(&plan.points).is_empty();
+        ensure!(
+            split,
+            "--split compares each layer with the one before it; let --layers hold two that follow each other"
+        );
         args.states.save(&run, &texts, &plan.points, args.pairs.max_texts(), args.batch_size, &say)?;
         if !request.is_empty() {
             let mut decoder = TokenTexts::new(&model.tokenizer);
@@ -417,7 +423,8 @@ impl Work<'_> {
 
     fn plan(&self, transformer: &Transformer) -> MeasurePlan {
         let args = self.args;
-        MeasurePlan::new(self.measures.to_vec(), &args.sites, &args.layers, transformer.architecture(), args.seed)
+        let sites = if args.split { args.sites.with(&split::SITES) } else { args.sites.clone() };
+        MeasurePlan::new(self.measures.to_vec(), &sites, &args.layers, transformer.architecture(), args.seed)
     }
 
     fn say_cost(&self, spec: &RunSpec, model: &LoadedModel, found: &Scan) {

@@ -203,7 +203,9 @@ impl Axes {
 
     fn band(&self, drawing: &mut Drawing, series: &Series) {
         let style = Style::of(series.style);
-        let known = |point: &Point| Some((self.spot(point)?.0, self.interval(point)?));
+        // A point without a value may have a band: what the values are read against.
+        let known =
+            |point: &Point| Some((self.x.place(point.x), self.interval(point)?)).filter(|_| point.x.is_finite());
         for stretch in series.points.split(|point| known(point).is_none()) {
             let ends: Vec<(f64, (f64, f64))> = stretch.iter().filter_map(known).collect();
             let upper = ends.iter().map(|(x, (_, high))| (*x, *high));

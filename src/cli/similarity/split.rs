@@ -1,0 +1,36 @@
+//! `--split`: who changes a measure in each layer.
+
+use super::SimilarityArgs;
+use crate::analysis::run_values::RunValues;
+use crate::analysis::split::{SplitRow, split_chart, split_frame, split_rows, summed};
+use crate::cli::write_chart;
+use crate::measures::Measure;
+use crate::report::{self, BASELINE_SUFFIXES};
+use anyhow::Result;
+
+/// `split.csv`, `split.parquet` and a figure for each measure, of the runs that are no baselines.
+pub(super) fn write(args: &SimilarityArgs, measures: &[Measure], runs: &[RunValues]) -> Result<Vec<SplitRow>> {
+    let plain = runs.iter().filter(|run| !BASELINE_SUFFIXES.iter().any(|suffix| run.run.ends_with(suffix)));
+    let plain: Vec<RunValues> = plain.cloned().collect();
+    let rows = split_rows(&plain, args.seed)?;
+    report::write_table(&args.out, "split", &mut split_frame(&rows)?)?;
+    for &measure in measures {
+        if let Some(chart) = split_chart(&rows, measure) {
+            write_chart(&args.out, &format!("{}_split", measure.name()), &chart)?;
+        }
+    }
+    Ok(rows)
+}
+
+/// For each run the parts of the first measure's change, summed over the layers.
+pub(super) fn print(rows: &[SplitRow]) {
+    let Some(measure) = rows.first().map(|row| row.measure) else { return };
+    let mut runs: Vec<&str> = rows.iter().map(|row| row.run.as_str()).collect();
+    runs.dedup();
+    say!("change of {measure} over all layers, all tokens");
+    for run in runs {
+        let parts = summed(rows, run, measure);
+        let parts = parts.iter().map(|(part, change)| format!("{} {change:+.4}", part.replace('_', " ")));
+        say!("{run:>12}  {}", parts.collect::<Vec<_>>().join("  "));
+    }
+}

@@ -178,6 +178,18 @@ pub fn summed(rows: &[SplitRow], run: &str, measure: Measure) -> Vec<PartSum> {
         .collect()
 }
 
+/// A part for people.
+#[must_use]
+pub fn part_name(part: &str) -> String {
+    let (step, of) = match part.rsplit_once('_') {
+        Some((step, "peft")) => (step, ", PEFT"),
+        Some((step, "h0")) => (step, ", h0"),
+        _ => (part, ""),
+    };
+    let step = if step == "feed_forward" { "feed-forward" } else { step };
+    format!("{step}{of}")
+}
+
 /// The figure of one measure: for each run the change of every layer, and the changes summed from layer 0 on; `None`
 /// where nothing was split.
 #[must_use]
@@ -194,13 +206,14 @@ pub fn split_chart(rows: &[SplitRow], measure: Measure) -> Option<Chart> {
     }
     let texts = own.iter().map(|row| row.texts).max()?;
     // What a run without PEFT, or without h0, cannot change is left out.
-    let moves = |part: &str| part == TOTAL || own.iter().any(|row| row.part == part && row.change != Some(0.0));
-    let parts: Vec<&'static str> =
-        PARTS.map(|(part, _)| part).into_iter().chain([TOTAL]).filter(|p| moves(p)).collect();
+    let moves = |run: &str, part: &str| {
+        part == TOTAL || own.iter().any(|row| row.run == run && row.part == part && row.change != Some(0.0))
+    };
+    let parts = PARTS.map(|(part, _)| part).into_iter().chain([TOTAL]).enumerate().collect::<Vec<_>>();
     let title = measure.title();
     let panels = runs.iter().flat_map(|run| {
         [false, true].map(|summed| {
-            let series = parts.iter().enumerate().map(|(style, part)| {
+            let series = parts.iter().filter(|(_, part)| moves(run, part)).map(|(style, part)| {
                 let mut sum = 0.0;
                 let points = own.iter().filter(|row| row.run == *run && row.part == *part).map(|row| {
                     sum += row.change.unwrap_or_default();
@@ -210,7 +223,7 @@ pub fn split_chart(rows: &[SplitRow], measure: Measure) -> Option<Chart> {
                     };
                     Spot { x: f64::from(row.layer), y, interval }
                 });
-                Series { label: part.replace('_', " "), style, points: points.collect(), hollow: Vec::new() }
+                Series { label: part.replace('_', " "), style: *style, points: points.collect(), hollow: Vec::new() }
             });
             let what = if summed { "summed from the embedding on" } else { "change in each layer" };
             Panel {

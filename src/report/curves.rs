@@ -108,12 +108,9 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
     }
 }
 
-/// Name of points that are no larger than the audit's error.
-pub const BELOW_AUDIT: &str = "below the audit error";
-
 /// Shades the audit's error around zero in a panel of differences, and greys each point within it. `error` gives that
-/// of a place on the axis, along the curve or (`true`) after the final norm.
-pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) {
+/// of a place on the axis, along the curve or (`true`) after the final norm. Returns whether a point was greyed.
+pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) -> bool {
     let mut places: Vec<f64> = panel.series.iter().flat_map(|s| s.points.iter().map(|point| point.x)).collect();
     places.sort_by(f64::total_cmp);
     places.dedup();
@@ -124,7 +121,8 @@ pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) {
     let mut grey = Vec::new();
     for series in &mut panel.series {
         let mut own = Series {
-            label: BELOW_AUDIT.to_owned(),
+            // No name: a note says what grey is.
+            label: String::new(),
             style: GREY,
             points: series.points.clone(),
             hollow: series.hollow.clone(),
@@ -142,6 +140,7 @@ pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) {
             grey.push(own);
         }
     }
+    let greyed = !grey.is_empty();
     panel.series.extend(grey);
     // A band beyond the data would only shrink them.
     let band = |&x: &f64| {
@@ -149,7 +148,8 @@ pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) {
         Point { x, y: None, interval: error.map(|error| (-error, error)) }
     };
     let points = places.iter().map(band).collect();
-    panel.series.push(Series { label: "audit error".to_owned(), style: GREY, points, hollow: Vec::new() });
+    panel.series.push(Series { label: String::new(), style: GREY, points, hollow: Vec::new() });
+    greyed
 }
 
 fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
@@ -324,18 +324,19 @@ mod tests {
         let mut chart = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference));
         let panel = &mut chart.panels[0];
         // Differences of 0 at layer 0 and −.1 at layer 4.
-        grey_below(panel, |layer, _| Some(if layer == 0.0 { 0.05 } else { 0.02 }));
+        let greyed = grey_below(panel, |layer, _| Some(if layer == 0.0 { 0.05 } else { 0.02 }));
         let [own, grey, band] = panel.series.as_slice() else { panic!("{panel:?}") };
         let drawn = |series: &Series| series.points.iter().map(|point| point.y).collect::<Vec<_>>();
         assert_eq!((own.style, drawn(own)), (1, vec![None, Some(-0.1)]));
-        assert_eq!((grey.label.as_str(), grey.style, drawn(grey)), (BELOW_AUDIT, GREY, vec![Some(0.0), None]));
+        assert_eq!((grey.style, drawn(grey)), (GREY, vec![Some(0.0), None]));
+        assert!(greyed);
         assert_eq!((band.style, drawn(band)), (GREY, vec![None, None]), "a band and no curve");
         let bands: Vec<_> = band.points.iter().map(|point| point.interval).collect();
         assert_eq!(bands, [Some((-0.05, 0.05)), Some((-0.02, 0.02))]);
         // Nothing that was audited, nothing grey; an endless error greys all and keeps the axis.
         let mut free = similarity_chart(&rows(), &options(Depth::Layers, Shown::Difference)).panels.remove(0);
         let mut lost = free.clone();
-        grey_below(&mut free, |_, _| None);
+        assert!(!grey_below(&mut free, |_, _| None));
         assert_eq!(drawn(&free.series[0]), [Some(0.0), Some(-0.1)]);
         grey_below(&mut lost, |_, _| Some(f64::INFINITY));
         assert_eq!(drawn(&lost.series[0]), [None, None]);

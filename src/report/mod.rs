@@ -10,7 +10,7 @@ mod token_pairs;
 pub use chart::{
     Bar, BarChart, BarGroup, Chart, Drawing, HeatMap, Panel, Point, Reference, RenderError, Series, Width,
 };
-pub use curves::{BASELINE_SUFFIXES, BELOW_AUDIT, CurveOptions, Depth, Shown, grey_below, similarity_chart};
+pub use curves::{BASELINE_SUFFIXES, CurveOptions, Depth, Shown, grey_below, similarity_chart};
 pub use markdown::{Page, frame_table, markdown_table};
 pub use rows::{
     PER_TEXT_COLUMNS, PerTextRow, SIMILARITY_COLUMNS, SimilarityRow, per_text_frame, per_text_rows, similarity_frame,

@@ -303,7 +303,7 @@ fn an_audit_says_how_far_the_numbers_are_off() {
     }
     assert!(audit["f64_against_compute_type"]["cosine"].as_f64().unwrap() > 0.0);
     let svg = fs::read_to_string(out.join("differences.svg")).unwrap();
-    assert!(svg.contains("Audit on 4 texts") && svg.contains("audit error"), "{svg}");
+    assert!(svg.contains("Audit on 4 texts") && svg.contains("Grey band"), "{svg}");
 }
 
 #[test]

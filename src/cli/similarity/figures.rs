@@ -6,8 +6,7 @@ use crate::cli::write_chart;
 use crate::measures::{Measure, Point, TokenSet};
 use crate::probe::Site;
 use crate::report::{
-    BASELINE_SUFFIXES, BELOW_AUDIT, Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, grey_below,
-    similarity_chart,
+    BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, grey_below, similarity_chart,
 };
 use anyhow::Result;
 
@@ -86,7 +85,7 @@ fn differences(
     let mut greyed = false;
     for (panel, &(measure, tokens)) in chart.panels.iter_mut().zip(panels).filter(|(panel, _)| drawn(panel)) {
         let Some(tokens) = token_set(tokens) else { continue };
-        grey_below(panel, |x, last| match (args.relative, last) {
+        greyed |= grey_below(panel, |x, last| match (args.relative, last) {
             // A relative depth is no layer: the measure's largest error stands for all.
             (true, _) => audit.largest(measure, tokens, true),
             (false, _) => {
@@ -99,7 +98,6 @@ fn differences(
                 audit.error((measure, Point { site, layer }, tokens))
             }
         });
-        greyed |= panel.series.iter().any(|series| series.label == BELOW_AUDIT);
     }
     chart.panels.retain(drawn);
     chart.notes.extend(audit_note(audit, panels, true));

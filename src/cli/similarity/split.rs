@@ -2,7 +2,7 @@
 
 use super::SimilarityArgs;
 use crate::analysis::run_values::RunValues;
-use crate::analysis::split::{SplitRow, split_chart, split_frame, split_rows, summed};
+use crate::analysis::split::{SplitRow, part_name, split_chart, split_frame, split_rows, summed};
 use crate::cli::write_chart;
 use crate::measures::Measure;
 use crate::report::{self, BASELINE_SUFFIXES};
@@ -30,7 +30,7 @@ pub(super) fn print(rows: &[SplitRow]) {
     say!("change of {measure} over all layers, all tokens");
     for run in runs {
         let parts = summed(rows, run, measure);
-        let parts = parts.iter().map(|(part, change)| format!("{} {change:+.4}", part.replace('_', " ")));
-        say!("{run:>12}  {}", parts.collect::<Vec<_>>().join("  "));
+        let parts = parts.iter().map(|(part, change)| format!("{} {change:+.4}", part_name(part)));
+        say!("{run:>12}  {}", parts.collect::<Vec<_>>().join("; "));
     }
 }

@@ -119,7 +119,8 @@ impl Chart {
         let mut names: Vec<(String, usize)> = Vec::new();
         for series in self.panels.iter().flat_map(|panel| &panel.series) {
             let name = (series.label.clone(), series.style);
-            if !names.contains(&name) {
+            // A series without a name is explained in a note.
+            if !name.0.is_empty() && !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -129,7 +130,8 @@ impl Chart {
     fn labels_fit(&self, drawing: &Drawing, columns: usize) -> bool {
         let (left, right) = page::cell(drawing, columns, 0);
         let widest = self.names().iter().map(|(label, _)| text_width(label, LABEL)).fold(0.0, f64::max);
-        let most = self.panels.iter().map(|panel| panel.series.len()).max().unwrap_or(0);
+        let named = |panel: &Panel| panel.series.iter().filter(|series| !series.label.is_empty()).count();
+        let most = self.panels.iter().map(named).max().unwrap_or(0);
         most <= DIRECT && columns < 3 && widest <= 0.32 * (right - left)
     }
 
@@ -254,6 +256,7 @@ impl Axes {
     fn labels(&self, drawing: &mut Drawing, series: &[Series], plot: Plot) {
         let ends: Vec<(&Series, Spot)> = series
             .iter()
+            .filter(|series| !series.label.is_empty())
             .filter_map(|series| {
                 series.points.iter().rev().find_map(|point| self.spot(point)).map(|spot| (series, spot))
             })

@@ -22,7 +22,12 @@ const ROW_BLOCK: usize = 256;
 pub struct EmbeddingTable<'a> {
     rows: Rows<'a, f32>,
     norms: Vec<f64>,
+    /// One over each norm; NaN where f32 has no such number, so that the row is always looked at in f64.
+    inverses: Vec<f32>,
 }
+
+/// Norms whose inverses and products f32 holds with all its digits.
+const PLAIN_NORMS: std::ops::Range<f64> = 1e-15..1e15;
 
 impl<'a> EmbeddingTable<'a> {
     /// The table with these values, row by row; `None` without rows, for more than 2³² and for values that are not
@@ -32,7 +37,8 @@ impl<'a> EmbeddingTable<'a> {
         let rows = Rows::new(values, width);
         let norms: Vec<f64> = rows.values().par_chunks(width.max(1)).map(norm).collect();
         let sound = rows.n() > 0 && u32::try_from(rows.n()).is_ok() && norms.iter().all(|n| n.is_finite());
-        sound.then_some(Self { rows, norms })
+        let inverse = |norm: &f64| if PLAIN_NORMS.contains(norm) { (1.0 / norm) as f32 } else { f32::NAN };
+        sound.then(|| Self { rows, inverses: norms.iter().map(inverse).collect(), norms })
     }
 
     /// For every row the id of the nearest table row; inner `None` for a zero row, `None` for another width, a value
@@ -70,18 +76,17 @@ impl<'a> EmbeddingTable<'a> {
             .into_par_iter()
             .map(|start| {
                 let ids = start..self.rows.n().min(start + TABLE_BLOCK);
-                let table: Vec<f32> =
-                    ids.clone().flat_map(|id| unit(self.rows.row(id), self.norms.get(id).copied())).collect();
-                let table = MatRef::from_row_major_slice(&table, ids.len(), width);
+                let table = self.rows.values().get(ids.start * width..ids.end * width).unwrap_or_default();
+                let table = MatRef::from_row_major_slice(table, ids.len(), width);
+                let inverses = self.inverses.get(ids.clone()).unwrap_or_default();
                 let mut cosines = Mat::<f32>::zeros(ids.len(), block.len());
                 matmul(&mut cosines, Accum::Replace, table, units.transpose(), 1.0, Par::Seq);
                 let near = |column: faer::ColRef<'_, f32>| {
-                    let known = || {
-                        let all = ids.clone().zip(column.iter().copied());
-                        all.filter(|(id, _)| self.norms.get(*id).is_some_and(|&n| n > 0.0))
-                    };
-                    let largest = known().map(|(_, c)| c).fold(f32::NEG_INFINITY, f32::max);
-                    known().filter(|(_, c)| *c >= largest - slack).map(|(id, c)| (id as u32, c)).collect()
+                    // A zero row gives NaN, as every row does that f64 must decide on.
+                    let cosines = || column.iter().zip(inverses).map(|(product, inverse)| product * inverse);
+                    let largest = cosines().fold(f32::NEG_INFINITY, f32::max);
+                    let near = cosines().enumerate().filter(|(_, c)| c.is_nan() || *c >= largest - slack);
+                    near.map(|(place, c)| ((ids.start + place) as u32, c)).collect()
                 };
                 cosines.col_iter().map(near).collect()
             })
@@ -90,7 +95,7 @@ impl<'a> EmbeddingTable<'a> {
             .map(|row| {
                 let known = || parts.iter().filter_map(|part| part.get(row)).flatten();
                 let largest = known().map(|&(_, c)| c).fold(f32::NEG_INFINITY, f32::max);
-                known().filter(|(_, c)| *c >= largest - slack).map(|&(id, _)| id).collect()
+                known().filter(|(_, c)| c.is_nan() || *c >= largest - slack).map(|&(id, _)| id).collect()
             })
             .collect()
     }
@@ -100,7 +105,11 @@ impl<'a> EmbeddingTable<'a> {
         let mut best: Option<(u32, f64)> = None;
         for &id in candidates {
             let at = id as usize;
-            let cosine = dot(row, self.rows.row(at)) / self.norms.get(at)?;
+            let norm = *self.norms.get(at)?;
+            if norm == 0.0 {
+                continue;
+            }
+            let cosine = dot(row, self.rows.row(at)) / norm;
             if best.is_none_or(|(_, largest)| cosine > largest) {
                 best = Some((id, cosine));
             }

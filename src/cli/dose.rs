@@ -114,7 +114,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let points = dose_points(peft.plan(), &trained, &args.lambda, args.layers, &arms);
     let cost = study.cost(&points);
     if !quiet {
-        eprintln!(
+        note!(
             "{} points, {} sequences through the model: {} texts and {} examples for each of {} distinct settings",
             points.len(),
             cost,
@@ -130,7 +130,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         let measured = study.measure(point, &mut |n| bar.inc(n as u64))?;
         rows.extend(point_rows(&name, point, &trained, &measured));
         if !quiet && bar.is_hidden() && (index + 1) % 10 == 0 {
-            eprintln!("{} of {} points", index + 1, points.len());
+            note!("{} of {} points", index + 1, points.len());
         }
     }
     let as_trained = DosePoint { layer: None, dose: Dose { lambda: trained.lambda, arm: trained.arm } };
@@ -157,7 +157,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     manifest.write(&args.out)?;
     print_table(&rows);
     if !quiet {
-        eprintln!("wrote {}", args.out.display());
+        note!("wrote {}", args.out.display());
     }
     Ok(())
 }

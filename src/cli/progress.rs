@@ -41,7 +41,7 @@ impl Observer for TrainingProgress {
             line.push_str(&format!("  similarity {last:.3}"));
         }
         if self.plain && (event.val_loss.is_some() || event.similarity.is_some() || event.step == total) {
-            eprintln!("step {}/{total}  {line}", event.step);
+            note!("step {}/{total}  {line}", event.step);
         }
         self.bar.set_message(line);
         if event.step == total {

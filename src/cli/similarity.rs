@@ -196,7 +196,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
 
 fn say_unless(quiet: bool, line: &str) {
     if !quiet {
-        eprintln!("{line}");
+        note!("{line}");
     }
 }
 

@@ -251,7 +251,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         return dry_run(&config, &subject, &data, &notes);
     }
     for note in notes.iter().filter(|_| !quiet) {
-        eprintln!("{note}");
+        note!("{note}");
     }
     let identity = TrainConfig { out: PathBuf::new(), device: String::new(), ..config.clone() };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());

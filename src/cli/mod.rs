@@ -13,6 +13,7 @@ macro_rules! note {
 mod dose;
 mod inspect;
 mod open;
+mod pace;
 mod pretrain;
 mod progress;
 mod reproduce;

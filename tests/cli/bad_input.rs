@@ -96,6 +96,11 @@ fn settings_out_of_range() {
         ("MEASURE --baselines texts,shuffled,texts", &["--baselines", "texts twice", "once"]),
         ("MEASURE --sites head_99", &["--sites head_99", "6 heads", "choose"]),
         ("MEASURE --sites final_norm --layers 1", &["--sites final_norm", "--layers", "choose"]),
+        (
+            "dose --model MODEL --adapter DIR --texts TEXTS --out OUT --max-tokens 0",
+            &["--max-tokens is 0", "at least 1"],
+        ),
+        ("dose --model MODEL --adapter DIR --texts TEXTS --out OUT --limit 0", &["--limit is 0", "at least 1"]),
         ("MEASURE --tokens 90", &["texts.txt", "90 tokens", "lower --tokens"]),
         ("MEASURE --reference other", &["--reference other", "base"]),
         ("MEASURE --run MODEL", &["--run", "NAME=MODEL"]),

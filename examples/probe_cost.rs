@@ -69,7 +69,7 @@ fn batch_after_batch(model: &Transformer, texts: &[EncodedText]) -> Result<(), F
 /// One pass over the texts: measures that need corpus means are left to their second pass. Without measures nothing
 /// is recorded.
 fn measured(model: &Transformer, texts: &Vec<EncodedText>, measures: &[Measure]) -> Result<(), Failure> {
-    let sites = if measures.is_empty() { Sites::Some(Vec::new()) } else { Sites::Usual };
+    let sites = if measures.is_empty() { Sites::Some { sites: Vec::new(), heads: false } } else { Sites::Usual };
     let plan = MeasurePlan::new(measures.to_vec(), &sites, &Layers::All, model.architecture(), 0);
     let lookup = BTreeSet::new();
     let input = RunInput {

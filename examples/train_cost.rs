@@ -46,14 +46,11 @@ struct Case {
 fn subject(case: &Case, model: Transformer, lambda: Option<f64>) -> Result<Subject, Failure> {
     let method = match case.tuning {
         Tuning::Full => return Ok(Subject::full(model)?),
-        Tuning::Lora { rank } => {
-            Method::Lora { rank, alpha: 2.0 * rank as f64, dropout: 0.0, rank_stabilised: false }
-        }
+        Tuning::Lora { rank } => Method::Lora { rank, alpha: 2.0 * rank as f64, dropout: 0.0, rank_stabilised: false },
         Tuning::Adapter { bottleneck } => Method::Adapter { bottleneck, scale: 1.0, placement: Placement::Series },
     };
     let h0_kind = model.architecture().h0_kind;
-    let residual =
-        lambda.map(|lambda| ResidualConfig { lambda, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 0 });
+    let residual = lambda.map(|lambda| ResidualConfig { lambda, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 0 });
     let config = PeftConfig { method, targets: case.targets.clone(), residual };
     let peft = Peft::initial(&model, config, 0)?;
     Ok(Subject::adapter(model, peft)?)

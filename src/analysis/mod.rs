@@ -19,6 +19,7 @@ pub mod pooled;
 mod recorder;
 pub mod residual_figure;
 pub mod residual_share;
+pub mod results;
 pub mod run_values;
 pub mod runs;
 pub mod saved;

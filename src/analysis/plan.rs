@@ -19,28 +19,64 @@ pub enum Sites {
     /// Every site that does not need to be asked for by number.
     All,
     /// These.
-    Some(Vec<Site>),
+    Some {
+        /// By name.
+        sites: Vec<Site>,
+        /// And every head that the model has.
+        heads: bool,
+    },
 }
 
 impl Sites {
-    fn list(&self) -> Vec<Site> {
+    /// The sites in a model of so many heads.
+    fn list(&self, heads: usize) -> Vec<Site> {
         match self {
             Self::Usual => Site::ALL.into_iter().filter(|site| site.is_usual()).collect(),
             Self::All => Site::ALL.to_vec(),
-            Self::Some(sites) => sites.clone(),
+            Self::Some { sites, heads: all } => {
+                let every = (0..if *all { heads } else { 0 }).map(Site::Head);
+                let mut sites: Vec<Site> = sites.iter().copied().chain(every).collect();
+                sites.sort_unstable();
+                sites.dedup();
+                sites
+            }
         }
     }
-}
 
-impl Sites {
+    fn contains(&self, site: Site) -> bool {
+        match (self, site) {
+            (Self::Some { heads: true, .. }, Site::Head(_)) => true,
+            _ => self.list(0).contains(&site),
+        }
+    }
+
     /// These and others.
     #[must_use]
     pub fn with(&self, others: &[Site]) -> Self {
-        let mut sites = self.list();
-        sites.extend(others);
-        sites.sort_unstable();
-        sites.dedup();
-        Self::Some(sites)
+        let heads = matches!(self, Self::Some { heads: true, .. });
+        Self::Some { sites: self.list(0).into_iter().chain(others.iter().copied()).collect(), heads }
+    }
+
+    /// Refuses a head that the model does not have, and a choice of sites and `layers` that leaves nothing of it.
+    /// Answers what is to be said of a choice that leaves something: a final norm that is not there.
+    ///
+    /// # Errors
+    /// Names the site and what the model has.
+    pub fn check(&self, layers: &Layers, architecture: &Architecture, model: &str) -> Result<Option<String>, String> {
+        let Self::Some { sites, .. } = self else { return Ok(None) };
+        let heads = architecture.heads;
+        if let Some(site) = sites.iter().find(|site| matches!(site, Site::Head(head) if *head >= heads)) {
+            return Err(format!(
+                "--sites {site}: {model} has {heads} heads, from head_0; choose among those, or heads"
+            ));
+        }
+        let no_norm = sites.contains(&Site::FinalNorm) && !architecture.has_final_norm();
+        if MeasurePlan::new(Vec::new(), self, layers, architecture, 0).points.is_empty() {
+            let why = if no_norm { "has no final norm" } else { "has none of these sites at the layers of --layers" };
+            let names: Vec<String> = sites.iter().map(Site::to_string).collect();
+            return Err(format!("--sites {}: {model} {why}; choose other sites, such as block", names.join(",")));
+        }
+        Ok(no_norm.then(|| format!("--sites final_norm: {model} has no final norm; its other sites are measured")))
     }
 }
 
@@ -52,13 +88,23 @@ impl FromStr for Sites {
             "usual" => Ok(Self::Usual),
             "all" => Ok(Self::All),
             list => {
-                let mut sites = list.split(',').map(|s| s.trim().parse()).collect::<Result<Vec<Site>, _>>()?;
-                sites.sort_unstable();
-                sites.dedup();
-                Ok(Self::Some(sites))
+                let (heads, names): (Vec<&str>, Vec<&str>) =
+                    list.split(',').map(str::trim).partition(|s| *s == "heads");
+                let named =
+                    names.into_iter().map(|name| name.parse().map_err(|e| format!("{e}, or heads for all of them")));
+                let sites = named.collect::<Result<Vec<Site>, String>>()?;
+                Ok(Self::Some { sites, heads: !heads.is_empty() })
             }
         }
     }
+}
+
+/// What of a model decides its points.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    layers: usize,
+    heads: usize,
+    final_norm: bool,
 }
 
 /// The plan of one run.
@@ -76,7 +122,8 @@ impl MeasurePlan {
     /// The plan for a model.
     #[must_use]
     pub fn new(measures: Vec<Measure>, sites: &Sites, layers: &Layers, model: &Architecture, seed: u64) -> Self {
-        Self::of(measures, sites, layers, model.layers, model.has_final_norm(), seed)
+        let shape = Shape { layers: model.layers, heads: model.heads, final_norm: model.has_final_norm() };
+        Self::of(measures, sites, layers, shape, seed)
     }
 
     /// The plan for stored states: those of `stored` that are chosen.
@@ -88,14 +135,14 @@ impl MeasurePlan {
         stored: impl Iterator<Item = Point>,
         seed: u64,
     ) -> Self {
-        let sites = sites.list();
-        let points = stored.filter(|point| layers.contains(*point) && sites.contains(&point.site)).collect();
+        let points = stored.filter(|point| layers.contains(*point) && sites.contains(point.site)).collect();
         Self { measures, points, seed }
     }
 
-    fn of(measures: Vec<Measure>, sites: &Sites, layers: &Layers, depth: usize, final_norm: bool, seed: u64) -> Self {
+    fn of(measures: Vec<Measure>, sites: &Sites, layers: &Layers, shape: Shape, seed: u64) -> Self {
+        let Shape { layers: depth, heads, final_norm } = shape;
         let mut points: Vec<Point> = sites
-            .list()
+            .list(heads)
             .into_iter()
             .flat_map(|site| {
                 let range = match site {
@@ -186,7 +233,8 @@ mod tests {
     use super::*;
 
     fn plan(sites: &str, layers: &str, measures: &[Measure]) -> MeasurePlan {
-        MeasurePlan::of(measures.to_vec(), &sites.parse().unwrap(), &layers.parse().unwrap(), 3, true, 0)
+        let shape = Shape { layers: 3, heads: 2, final_norm: true };
+        MeasurePlan::of(measures.to_vec(), &sites.parse().unwrap(), &layers.parse().unwrap(), shape, 0)
     }
 
     #[test]
@@ -197,6 +245,12 @@ mod tests {
         let names: Vec<String> = inner.points.iter().map(|p| format!("{} {}", p.site, p.layer)).collect();
         assert_eq!(names, ["attention 2", "feed_forward 2", "attention 3", "feed_forward 3"]);
         assert_eq!(plan("all", "3", &[]).points.len(), 13);
+        let names = |sites: &str| plan(sites, "2", &[]).points.iter().map(|p| p.site.to_string()).collect::<Vec<_>>();
+        assert_eq!(names("heads,block"), ["head_0", "head_1", "block"]);
+        assert_eq!(names("head_1,heads"), ["head_0", "head_1"]);
+        let stored = [Site::Head(5), Site::Block].map(|site| Point { site, layer: 1 });
+        let chosen = MeasurePlan::stored(vec![], &"heads".parse().unwrap(), &Layers::All, stored.into_iter(), 0);
+        assert_eq!(chosen.points, stored[..1]);
         assert!("attention,nose".parse::<Sites>().unwrap_err().contains("nose"));
     }
 

@@ -220,7 +220,8 @@ fn snake_case(name: &str) -> String {
     text
 }
 
-/// Measures what every PEFT module of a run reads of h0, in one forward pass over the texts.
+/// Measures what every PEFT module of a run reads of h0, in one forward pass over the texts; `done` is told of every
+/// batch how many texts it held.
 ///
 /// # Errors
 /// The model cannot be run.
@@ -230,6 +231,7 @@ pub fn measure_residual(
     peft: &Peft,
     texts: &[EncodedText],
     batch_size: usize,
+    done: &mut dyn FnMut(usize),
 ) -> Result<Vec<ResidualRow>, ModelError> {
     let shares = ResidualShares::default();
     let frozen = peft.frozen();
@@ -238,6 +240,7 @@ pub fn measure_residual(
         let batch = pack(group, &(0..group.len()).collect::<Vec<_>>());
         shares.expect(&batch, group);
         model.hidden_states(&batch, &pass, &mut Silent)?;
+        done(group.len());
     }
     Ok(shares.rows(run))
 }

@@ -1,8 +1,10 @@
 //! Unfinished work on disk: what an interrupted run goes on from.
 //!
 //! One safetensors file a run: the values and accumulators so far, and in its metadata where the run stands and the
-//! fingerprint of everything that its numbers depend on. Batch size and threads are not in it: they change nothing.
+//! fingerprint of everything that its numbers depend on. Threads are not in it, since they change nothing, nor is the
+//! batch size, which moves last digits only.
 
+use super::chunks::CHUNK;
 use super::pooled::Pooled;
 use super::run_values::MeasuredText;
 use super::similarity::{PassNumber, RunState};
@@ -36,6 +38,24 @@ pub enum Found {
     Own(Box<RunState>),
     /// It is of other work, or damaged: why it cannot be gone on from.
     Other(&'static str),
+}
+
+impl RunState {
+    /// Texts that went through the model and need not again, counted once for each of up to two passes.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        let mut chunks: Vec<u64> = self.texts.iter().map(|text| text.index / CHUNK).collect();
+        chunks.dedup();
+        let second = match self.pass {
+            PassNumber::First => 0,
+            PassNumber::Second => {
+                let next = chunks.get(self.chunks as usize).copied();
+                self.texts.iter().filter(|text| next.is_none_or(|next| text.index / CHUNK < next)).count()
+            }
+            PassNumber::Done => self.texts.len(),
+        };
+        (self.texts.len() + second) as u64
+    }
 }
 
 /// Saves a run's state now and then.
@@ -176,6 +196,17 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(saver("a").find(), Found::Other("is damaged"), "{cut}");
         }
+    }
+
+    #[test]
+    fn what_passed_is_counted_in_both_passes() {
+        let texts = [0, 31, 64, 65, 90, 100].map(|index| MeasuredText { index, group: None, tokens: 9 }).to_vec();
+        let passed = |pass, chunks| RunState { pass, chunks, texts: texts.clone(), ..state() }.passed();
+        assert_eq!(passed(PassNumber::First, 3), 6);
+        // Chunks of two, three and one text.
+        assert_eq!([0, 1, 2, 3].map(|chunks| passed(PassNumber::Second, chunks)), [6, 8, 11, 12]);
+        assert_eq!(passed(PassNumber::Done, 0), 12);
+        assert_eq!(RunState::default().passed(), 0);
     }
 
     #[test]

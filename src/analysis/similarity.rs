@@ -123,7 +123,7 @@ pub struct RunInput<'a> {
     pub means: Option<&'a RunMeans>,
     /// Whether each text's rows are taken from other texts of its chunk.
     pub other_texts: bool,
-    /// Texts that run through the model together: bounds memory, changes no result.
+    /// Texts that run through the model together: bounds memory; results change by rounding at most.
     pub batch_size: usize,
     /// Where the states of a first pass are kept for the second; without it the model runs twice.
     pub scratch: Option<&'a Scratch>,
@@ -185,8 +185,8 @@ impl Watch for Unwatched {
 /// Measures one run from `state` on (an empty one at first) and returns its values and, if a first pass made them,
 /// its corpus means.
 ///
-/// Every chunk is computed alone and folded in the order of the input: neither batch size nor threads nor an
-/// interruption change a bit of what is accumulated.
+/// Every chunk is computed alone and folded in the order of the input: neither threads nor an interruption change a bit
+/// of what is accumulated. The batch size moves last digits: a matrix product of another shape may round otherwise.
 ///
 /// # Errors
 /// A hidden state is not finite, the model cannot be run, a text cannot be read, or the watcher fails.

@@ -2,16 +2,21 @@
 
 use super::states::{StoredText, TOKENS_FILE, file_name};
 use crate::data::Packed;
+use crate::hash;
 use crate::measures::Point;
 use crate::model::{LoadedModel, ModelError, Pass};
 use crate::peft::Peft;
 use crate::persist::{self, PersistError};
 use crate::probe::{Probe, Site};
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+/// The file that says what the states were made from.
+pub const ORIGIN_FILE: &str = "manifest.json";
 
 /// Above this size, in bytes, states are saved only if it is insisted on.
 pub const LARGE: u64 = 10_000_000_000;
@@ -20,7 +25,7 @@ pub const LARGE: u64 = 10_000_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// The folder holds something.
-    #[error("--save-states {folder}: is not an empty folder; name a new one")]
+    #[error("--save-states {folder}: is not an empty folder, nor one of the same states; name a new one")]
     NotEmpty {
         /// The folder.
         folder: String,
@@ -89,6 +94,52 @@ pub struct SavedText {
     pub types: Vec<u32>,
 }
 
+/// A run whose states are saved.
+#[derive(Clone, Copy)]
+pub struct SavedRun<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The model.
+    pub model: &'a LoadedModel,
+    /// Its adapter.
+    pub peft: Option<&'a Peft>,
+    /// Hashes of the model, tokenizer and adapter, and what is computed in: which states these are.
+    pub made_from: &'a Value,
+    /// Texts that run through the model together.
+    pub batch_size: usize,
+}
+
+impl SavedRun<'_> {
+    /// What the states of `plan` are made from. Equal values give equal states, but for rounding: the batch size is
+    /// not in it.
+    fn origin(&self, plan: &SavePlan, texts: &[SavedText]) -> Value {
+        let points: Vec<String> = plan.points.iter().map(|point| file_name(*point)).collect();
+        let lines: Vec<Value> = texts.iter().map(|text| json!([text.line, text.ids, text.types])).collect();
+        json!({
+            "program": "smooth-probe",
+            "version": env!("CARGO_PKG_VERSION"),
+            "made_from": self.made_from,
+            "points": points,
+            "texts": plan.texts,
+            "texts_sha256": hash::sha256_bytes(json!(lines).to_string().as_bytes()),
+        })
+    }
+
+    /// Whether `folder` holds the states of `plan` already, whole.
+    #[must_use]
+    pub fn is_saved(&self, plan: &SavePlan, texts: &[SavedText], folder: &Path) -> bool {
+        let whole = |point: &Point| {
+            let file = fs::metadata(folder.join(file_name(*point)));
+            file.is_ok_and(|file| file.len() == plan.file_bytes())
+        };
+        let origin =
+            fs::read(folder.join(ORIGIN_FILE)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        origin.is_some_and(|origin| origin == self.origin(plan, texts))
+            && plan.points.iter().all(whole)
+            && folder.join(TOKENS_FILE).is_file()
+    }
+}
+
 /// What is going to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavePlan {
@@ -114,6 +165,12 @@ impl SavePlan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.points.len() as u64 * (self.tokens * (self.width + 1) * 4 + (self.texts + 1) * 8)
+    }
+
+    /// The size of one safetensors file, in bytes.
+    fn file_bytes(&self) -> u64 {
+        let offsets = (self.texts + 1) * 8;
+        header(self, offsets).len() as u64 + offsets + self.tokens * (self.width + 1) * 4
     }
 
     /// The plan in words, with the size.
@@ -147,7 +204,7 @@ impl SavePlan {
 }
 
 /// A size in bytes for people.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let (value, unit) = match bytes {
         0..1_000_000 => (bytes as f64 / 1e3, "kB"),
         1_000_000..1_000_000_000 => (bytes as f64 / 1e6, "MB"),
@@ -171,39 +228,39 @@ pub(super) fn free_space(_: &Path) -> Option<u64> {
 }
 
 /// Runs the texts through the model and writes the states of the plan's points into `folder`, which appears
-/// whole or not at all.
+/// whole or not at all; `done` is told of every batch how many texts it held.
 ///
 /// # Errors
 /// The folder cannot be written, or the model cannot be run.
 pub fn save_states(
-    run: &str,
-    model: &LoadedModel,
-    peft: Option<&Peft>,
+    run: &SavedRun<'_>,
     texts: &[SavedText],
     plan: &SavePlan,
-    batch_size: usize,
     folder: &Path,
+    done: &mut dyn FnMut(usize),
 ) -> Result<(), SaveError> {
-    let frozen = peft.map(Peft::frozen);
+    let frozen = run.peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
     persist::replace_folder(folder, |next| {
         let mut writer = Writer::create(next, plan, texts)?;
-        for group in texts.chunks(batch_size.max(1)) {
+        for group in texts.chunks(run.batch_size.max(1)) {
             let sequences: Vec<&[u32]> = group.iter().map(|text| text.ids.as_slice()).collect();
             let types: Vec<&[u32]> = group.iter().map(|text| text.types.as_slice()).collect();
             let batch = Packed::from_sequences(&sequences).with_types(&types);
-            let ran = model.transformer.hidden_states(&batch, &pass, &mut writer);
+            let ran = run.model.transformer.hidden_states(&batch, &pass, &mut writer);
             match (writer.failed.take(), ran) {
                 (Some(failed), _) => return Err(failed),
-                (None, Err(source)) => return Err(SaveError::Run { run: run.to_owned(), source }),
-                (None, Ok(_)) => {}
+                (None, Err(source)) => return Err(SaveError::Run { run: run.name.to_owned(), source }),
+                (None, Ok(_)) => done(group.len()),
             }
         }
         writer.finish(plan.tokens)?;
         let lines: Result<Vec<String>, _> = texts.iter().map(|text| serde_json::to_string(&text.line)).collect();
         let path = next.join(TOKENS_FILE);
         let lines = lines.map_err(|e| write_error(&path)(io::Error::other(e)))?;
-        Ok(persist::write_file(&path, format!("{}\n", lines.join("\n")).as_bytes())?)
+        persist::write_file(&path, format!("{}\n", lines.join("\n")).as_bytes())?;
+        let origin = format!("{:#}\n", run.origin(plan, texts));
+        Ok(persist::write_file(&next.join(ORIGIN_FILE), origin.as_bytes())?)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::analysis::layers::Layers;
-use crate::analysis::states_save::{SavePlan, SavedText, save_states};
+use crate::analysis::states_save::{ORIGIN_FILE, SavePlan, SavedRun, SavedText, save_states};
 use crate::measures::points;
 use crate::model::LoadedModel;
 use candle_core::DType;
@@ -27,8 +27,16 @@ fn folder(layers: &Layers) -> (tempfile::TempDir, PathBuf, LoadedModel, Vec<Save
     let plan = SavePlan::new(&chosen, &texts, architecture.hidden_size);
     let path = dir.path().join("new/states");
     plan.check(&path, false).unwrap();
-    save_states("base", &model, None, &texts, &plan, 2, &path).unwrap();
-    let header = |entry: &fs::DirEntry| entry.file_name() != TOKENS_FILE;
+    let made_from = serde_json::json!("the embedded model");
+    let run = SavedRun { name: "base", model: &model, peft: None, made_from: &made_from, batch_size: 2 };
+    let mut told = Vec::new();
+    assert!(!run.is_saved(&plan, &texts, &path));
+    save_states(&run, &texts, &plan, &path, &mut |n| told.push(n)).unwrap();
+    assert_eq!(told, [2, 1]);
+    assert!(run.is_saved(&plan, &texts, &path));
+    let other = SavedRun { made_from: &serde_json::json!("another model"), ..run };
+    assert!(!other.is_saved(&plan, &texts, &path) && !run.is_saved(&plan, &texts[..2], &path));
+    let header = |entry: &fs::DirEntry| ![TOKENS_FILE, ORIGIN_FILE].map(Into::into).contains(&entry.file_name());
     let files: Vec<fs::DirEntry> = fs::read_dir(&path).unwrap().map(Result::unwrap).filter(header).collect();
     let total: u64 = files.iter().map(|file| file.metadata().unwrap().len()).sum();
     assert!(total - plan.bytes() < 400 * files.len() as u64, "the size that is printed is that of the files");

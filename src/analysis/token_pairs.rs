@@ -130,6 +130,15 @@ impl PairRequest {
         Ok(pairs)
     }
 
+    /// How many of `texts` texts are read, if none is left out.
+    #[must_use]
+    pub fn reads(&self, texts: u64) -> u64 {
+        let near = self.distance_texts.map_or(0, |n| n as u64).min(texts);
+        let maps =
+            self.heatmap.iter().flat_map(|request| &request.texts).filter(|index| **index >= near).count() as u64;
+        if self.classes { texts } else { (near + maps).min(texts) }
+    }
+
     /// Whether one of the analyses needs the text at `place` (from 0) among those that are measured.
     fn needs(&self, place: usize, index: u64) -> bool {
         self.classes || self.near(place) || self.maps(index)
@@ -316,10 +325,11 @@ pub struct RunPairs {
 }
 
 /// Measures the pairs of one run in a forward pass over the texts that are needed, `batch_size` at a time.
-/// `decode` gives the text of every token of a text.
+/// `decode` gives the text of every token of a text; `done` is told of every batch how many texts it held.
 ///
 /// # Errors
 /// A text cannot be read, a hidden state is not finite, or the model cannot be run.
+#[expect(clippy::too_many_arguments, reason = "a run, its texts, what is asked of them, and who follows")]
 pub fn measure_pairs(
     run: &str,
     source: StateSource<'_>,
@@ -328,6 +338,7 @@ pub fn measure_pairs(
     layers: &Layers,
     request: &PairRequest,
     batch_size: usize,
+    done: &mut dyn FnMut(usize),
 ) -> Result<RunPairs, PairError> {
     let failed = |source| PairError::Run { run: run.to_owned(), source };
     let frozen = source.model().and_then(|model| model.peft).map(Peft::frozen);
@@ -348,6 +359,7 @@ pub fn measure_pairs(
                 states.replay(&indices, &mut probe).map_err(|source| PairError::States { run, source })?;
             }
         }
+        done(batch.len());
         Ok(())
     };
     let mut batch: Vec<(usize, EncodedText)> = Vec::new();

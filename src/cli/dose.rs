@@ -33,7 +33,7 @@ pub(super) struct DoseArgs {
     /// The trained adapter, as DIR or NAME=DIR; nothing in it is changed.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: String,
-    /// The texts whose similarity is measured: .txt (a text a line), .csv, .json or .jsonl.
+    /// The texts whose similarity is measured: .txt (a text a line), .csv, .tsv, .json or .jsonl.
     #[arg(long)]
     texts: PathBuf,
     /// The CSV column or JSON key that holds the text.
@@ -82,7 +82,7 @@ pub(super) struct DoseArgs {
     /// Seed of --val-size, and of shuffled and random where the adapter's file has none.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Texts or examples that run through the model together; changes speed, not results.
+    /// Texts or examples that run through the model together; bounds memory, and moves no more than last digits.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// What is computed in.
@@ -98,6 +98,8 @@ pub(super) struct DoseArgs {
 
 pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
+    ensure!(args.max_tokens != Some(0), "--max-tokens is 0; it must be at least 1");
+    ensure!(args.limit != Some(0), "--limit is 0; it must be at least 1");
     // The folder is made before any work: errors come early.
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("dose");
@@ -114,7 +116,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let points = dose_points(peft.plan(), &trained, &args.lambda, args.layers, &arms);
     let cost = study.cost(&points);
     if !quiet {
-        eprintln!(
+        note!(
             "{} points, {} sequences through the model: {} texts and {} examples for each of {} distinct settings",
             points.len(),
             cost,
@@ -130,7 +132,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         let measured = study.measure(point, &mut |n| bar.inc(n as u64))?;
         rows.extend(point_rows(&name, point, &trained, &measured));
         if !quiet && bar.is_hidden() && (index + 1) % 10 == 0 {
-            eprintln!("{} of {} points", index + 1, points.len());
+            note!("{} of {} points", index + 1, points.len());
         }
     }
     let as_trained = DosePoint { layer: None, dose: Dose { lambda: trained.lambda, arm: trained.arm } };
@@ -157,7 +159,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     manifest.write(&args.out)?;
     print_table(&rows);
     if !quiet {
-        eprintln!("wrote {}", args.out.display());
+        note!("wrote {}", args.out.display());
     }
     Ok(())
 }

@@ -1,14 +1,19 @@
 //! The command line: one file per verb; arguments and calls, no logic.
-#![expect(clippy::print_stderr, reason = "this is where the program speaks")]
 
 /// `println!` that survives a closed pipe.
 macro_rules! say {
     ($($part:tt)*) => { $crate::cli::print_line(&format!($($part)*)) };
 }
 
+/// `eprintln!` that survives a closed pipe.
+macro_rules! note {
+    ($($part:tt)*) => { $crate::cli::print_note(&format!($($part)*)) };
+}
+
 mod dose;
 mod inspect;
 mod open;
+mod pace;
 mod pretrain;
 mod progress;
 mod reproduce;
@@ -92,11 +97,18 @@ fn print_line(line: &str) {
     use std::io::{ErrorKind, Write};
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("smooth-probe: stdout: {error}");
+            note!("smooth-probe: stdout: {error}");
             std::process::exit(1);
         }
         _ => {}
     }
+}
+
+/// Prints a line about the work on stderr. Whether anyone reads it is nothing to the work.
+fn print_note(line: &str) {
+    use std::io::Write;
+    // In one piece, so that lines of several threads stay apart.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Prints the one line that says why the program failed, and answers its exit code.
@@ -111,6 +123,6 @@ pub fn report_failure(error: &anyhow::Error) -> ExitCode {
         }
     }
     // Tensor errors carry a backtrace after their first line.
-    eprintln!("smooth-probe: {}", text.lines().next().unwrap_or_default());
+    note!("smooth-probe: {}", text.lines().next().unwrap_or_default());
     ExitCode::FAILURE
 }

@@ -44,7 +44,7 @@ pub(super) fn run(args: &PretrainArgs, quiet: bool) -> Result<()> {
             gates.join("  ")
         );
         if bar.is_hidden() && !quiet {
-            eprintln!("{line}");
+            note!("{line}");
         }
         bar.println(line);
     })?;

@@ -46,7 +46,7 @@ pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
     let mut manifest = Manifest::new("reproduce");
     write_base_figure(&args.out)?;
     if !quiet {
-        eprintln!("first figure: {}", args.out.join("phenomenon.png").display());
+        note!("first figure: {}", args.out.join("phenomenon.png").display());
     }
     // The longest first, then seed by seed, so that an interrupted study has whole pairs.
     let arms = || std::iter::once(Arm::Base).chain(Arm::TUNED);
@@ -58,7 +58,7 @@ pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
         let CellResult { arm, seed, accuracy, seconds, .. } = cell;
         let line = format!("{} seed {seed}: accuracy {accuracy:.3}, {seconds:.0} s", arm.name());
         if bar.is_hidden() && !quiet {
-            eprintln!("{line}");
+            note!("{line}");
         }
         bar.println(line);
         bar.inc(1);

@@ -1,7 +1,11 @@
 //! `smooth-probe similarity`: curves over the layers, of several runs over the same texts.
 
+mod amount;
+mod checks;
 mod figures;
+mod follow;
 mod identity;
+mod run;
 mod split;
 mod work;
 
@@ -12,6 +16,7 @@ use crate::analysis::manifest::Manifest;
 use crate::analysis::plan::{LOOKUP_TEXTS, Sites};
 use crate::analysis::residual_figure::residual_chart;
 use crate::analysis::residual_share::residual_frame;
+use crate::analysis::results::{self, Results};
 use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::tables;
@@ -26,7 +31,7 @@ use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct SimilarityArgs {
     /// A hub name, a folder, a GGUF file, or `embedded`; measured as the run "base".
     #[arg(long)]
@@ -43,7 +48,7 @@ pub(super) struct SimilarityArgs {
     /// The run that differences are against; by default the first.
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// The texts: .txt (a text a line), .csv, .json or .jsonl. Stored states (--states) hold their own.
+    /// The texts: .txt (a text a line), .csv, .tsv, .json or .jsonl. Stored states (--states) hold their own.
     #[arg(long, required_unless_present = "states")]
     texts: Option<PathBuf>,
     /// The CSV column or JSON key that holds the text.
@@ -72,14 +77,16 @@ pub(super) struct SimilarityArgs {
     #[arg(long, value_name = "LIST", default_value = "cosine,cosine_centred")]
     measures: String,
     /// Where in the model: usual (embedding, blocks, final norm), all, or names such as
-    /// attention,feed_forward,after_attention,head_0. Sites inside a block cost their own computation.
+    /// attention,feed_forward,after_attention,head_0; heads is every head. Sites inside a block cost their own
+    /// computation.
     #[arg(long, value_name = "LIST", default_value = "usual")]
     sites: Sites,
     /// Split each layer's change of every measure among attention, feed-forward, PEFT and the λ term: split.csv and
     /// a figure a measure. Looks inside the blocks, as --sites does.
     #[arg(long, requires = "texts")]
     split: bool,
-    /// Texts, drawn by --seed, that the lookup measures are taken of: they cost far more than the others.
+    /// Texts, drawn by --seed, that the lookup measures and the reading of h0 are taken of: they cost far more than
+    /// the others.
     #[arg(long, value_name = "N", default_value_t = LOOKUP_TEXTS)]
     lookup_texts: usize,
     /// Corpus means of an earlier run (its means.safetensors): centres on them, and saves the second pass.
@@ -93,7 +100,8 @@ pub(super) struct SimilarityArgs {
     /// against the one sweep. The largest deviations go into manifest.json and below the figures.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", requires = "texts")]
     audit: Option<usize>,
-    /// Texts that run through the model together; bounds memory, changes no result.
+    /// Texts that run through the model together; bounds memory. Results keep all but their last digits (means move by
+    /// 1e-6 at most): a matrix product of another shape may round otherwise.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// Disk space in GiB, in --out, that the hidden states of a first pass may take while the command runs, so that
@@ -115,6 +123,9 @@ pub(super) struct SimilarityArgs {
     /// Seconds between two saves of unfinished work; the same command goes on from the last.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     save_every: u64,
+    /// Seconds between two lines of progress where stderr is no terminal.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, hide = true)]
+    progress_every: u64,
     /// What is computed in.
     #[arg(long, default_value = "f32", requires = "texts")]
     dtype: DtypeName,
@@ -130,16 +141,20 @@ pub(super) struct SimilarityArgs {
     states: states::StatesArgs,
 }
 
+impl SimilarityArgs {
+    fn dtype_name(&self) -> String {
+        format!("{:?}", self.dtype).to_lowercase()
+    }
+}
+
 pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
-    ensure!(args.batch_size > 0, "--batch-size is 0; it must be at least 1");
-    let scratch = args.scratch_gib;
-    ensure!(scratch >= 0.0 && scratch.is_finite(), "--scratch-gib is {scratch}; it must be 0 or more");
     let measures = parse_measures(&args.measures).map_err(|e| anyhow!("--measures: {e}"))?;
+    checks::check_options(args, &measures)?;
     let specs = run_specs(args)?;
     let stored = args.states.specs()?;
     let names = specs.iter().map(|s| s.name.as_str()).chain(stored.iter().map(|s| s.name.as_str()));
     let names: Vec<&str> = names.collect();
-    check_names(&names)?;
+    checks::check_names(&names)?;
     let reference = match &args.reference {
         None => 0,
         Some(name) => names
@@ -161,28 +176,29 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
     let rows = tables::similarity_rows(&done.runs, &done.references, args.seed)?;
-    report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
-    report::write_parquet(
-        &args.out.join("per_text.parquet"),
-        &mut per_text_frame(&tables::per_text_rows(&done.runs))?,
-    )?;
+    let written = Results::begin(&args.out, args.out.join(follow::PROGRESS).join("results"))?;
+    let beside = SimilarityArgs { out: written.staging().to_owned(), ..args.clone() };
+    let out = &beside.out;
+    report::write_table(out, "similarity", &mut similarity_frame(&rows)?)?;
+    report::write_parquet(&out.join("per_text.parquet"), &mut per_text_frame(&tables::per_text_rows(&done.runs))?)?;
     if !done.means.is_empty() {
-        done.means.write(&args.out.join("means.safetensors"))?;
+        done.means.write(&out.join("means.safetensors"))?;
     }
-    figures::draw(args, &measures, &rows, done.audit.as_ref())?;
+    figures::draw(&beside, &measures, &rows, done.audit.as_ref())?;
     if let Some(audit) = &done.audit {
         manifest.set("audit", audit.json());
-        report::write_table(&args.out, "audit", &mut audit.frame()?)?;
+        report::write_table(out, "audit", &mut audit.frame()?)?;
     }
     if !done.residual.is_empty() {
-        report::write_table(&args.out, "residual", &mut residual_frame(&done.residual)?)?;
-        super::write_chart(&args.out, "residual", &residual_chart(&done.residual))?;
+        report::write_table(out, "residual", &mut residual_frame(&done.residual)?)?;
+        super::write_chart(out, "residual", &residual_chart(&done.residual))?;
     }
-    let split = if args.split { split::write(args, &measures, &done.runs)? } else { Vec::new() };
-    token_pairs::write(&args.out, &done.request, &done.pairs)?;
+    let split = if args.split { split::write(&beside, &measures, &done.runs)? } else { Vec::new() };
+    token_pairs::write(out, &done.request, &done.pairs)?;
     if !done.request.is_empty() {
         manifest.set("token_pairs", args.pairs.describe());
     }
+    let settled = written.settle("similarity")?;
     let measured: Vec<&str> = measures.iter().map(|m| m.name()).collect();
     manifest
         .set("runs", done.described)
@@ -192,21 +208,21 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
+        .set(results::FILES, settled.files)
         .set("device", "cpu")
-        .set("dtype", format!("{:?}", args.dtype).to_lowercase());
+        .set("dtype", args.dtype_name());
     manifest.write(&args.out)?;
-    work::remove_progress(&args.out)?;
+    follow::remove_progress(&args.out)?;
     // What only the split asked for stands in its tables.
     print_table(&rows, &done.runs, args.sites == Sites::Usual);
     split::print(&split);
-    say_unless(quiet, &format!("wrote {}", args.out.display()));
-    Ok(())
-}
-
-fn say_unless(quiet: bool, line: &str) {
-    if !quiet {
-        eprintln!("{line}");
+    if !quiet && !settled.removed.is_empty() {
+        note!("removed what an earlier run wrote there and this one does not: {}", settled.removed.join(", "));
     }
+    if !quiet {
+        note!("wrote {}", args.out.display());
+    }
+    Ok(())
 }
 
 fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
@@ -231,13 +247,6 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     let saved = args.states.save_states.is_some();
     ensure!(!saved || !specs.is_empty(), "--save-states needs a model: give --model or --run");
     Ok(specs)
-}
-
-fn check_names(names: &[&str]) -> Result<()> {
-    for (i, name) in names.iter().enumerate() {
-        ensure!(!names.iter().take(i).any(|other| other == name), "two runs are called {name}; give each its own name");
-    }
-    Ok(())
 }
 
 /// The means of every run for the first measure that was asked for, a line a layer and site.

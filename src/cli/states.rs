@@ -1,25 +1,25 @@
 //! The options of `similarity` about states in files.
 
+use super::progress::Progress;
 use super::token_pairs::file_name;
 use crate::analysis::layers::Layers;
 use crate::analysis::states::{StoredStates, StoredText};
-use crate::analysis::states_save::{SavePlan, SavedText, save_states};
+use crate::analysis::states_save::{SavePlan, SavedRun, SavedText, save_states};
 use crate::analysis::texts::{FileTexts, Located};
 use crate::analysis::token_text::TokenTexts;
 use crate::hash;
 use crate::measures::Point;
-use crate::model::LoadedModel;
-use crate::peft::Peft;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct StatesArgs {
     /// Write the hidden states of the first --max-texts texts at --layers into this new folder, to be measured
-    /// again without the model, or by other programs. The size is printed first.
+    /// again without the model, or by other programs. The size is printed first. A folder that holds these very
+    /// states already is left as it is.
     #[arg(long, value_name = "DIR")]
     pub(super) save_states: Option<PathBuf>,
     /// Save states even if they take more than 10 GB.
@@ -55,35 +55,39 @@ impl StatesArgs {
         self.states.iter().map(spec).collect()
     }
 
-    /// Saves the first `most` texts of a run at `points`, if that is asked for.
+    /// Saves the first `most` texts of a run at `points`, if that is asked for; `alone` says that there is no other
+    /// run.
     pub(super) fn save(
         &self,
         run: &SavedRun<'_>,
+        alone: bool,
         texts: &FileTexts<'_>,
         points: &[Point],
         most: usize,
-        batch_size: usize,
-        say: &dyn Fn(&str),
+        progress: &mut Progress,
     ) -> Result<()> {
         let Some(folder) = &self.save_states else { return Ok(()) };
-        let folder = if run.alone { folder.clone() } else { folder.join(file_name(run.name)) };
+        let folder = if alone { folder.clone() } else { folder.join(file_name(run.name)) };
         let mut decoder = TokenTexts::new(&run.model.tokenizer);
         let located = texts.located()?.take(most);
         let texts = located.map(|text| text.map(|text| saved(text, &mut decoder))).collect::<Result<Vec<_>, _>>()?;
         let plan = SavePlan::new(points, &texts, run.model.transformer.architecture().hidden_size);
-        say(&format!("{}: saving states: {}", run.name, plan.describe()));
+        progress.begin(&format!("{}, saving states", run.name), texts.len() as u64);
+        if run.is_saved(&plan, &texts, &folder) {
+            progress.say(&format!(
+                "{}: {} holds these states already; they stay as they are",
+                run.name,
+                folder.display()
+            ));
+            progress.skip(texts.len() as u64);
+            return Ok(());
+        }
+        progress.say(&format!("{}: saving states: {}", run.name, plan.describe()));
         plan.check(&folder, self.force)?;
-        Ok(save_states(run.name, run.model, run.peft, &texts, &plan, batch_size, &folder)?)
+        save_states(run, &texts, &plan, &folder, &mut |texts| progress.advance(texts as u64))?;
+        progress.finish_stage();
+        Ok(())
     }
-}
-
-/// A run whose states are saved.
-pub(super) struct SavedRun<'a> {
-    pub(super) name: &'a str,
-    /// Whether there is no other.
-    pub(super) alone: bool,
-    pub(super) model: &'a LoadedModel,
-    pub(super) peft: Option<&'a Peft>,
 }
 
 fn saved((text, offsets): Located, decoder: &mut TokenTexts<'_>) -> SavedText {

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::path::Path;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct PairArgs {
     /// Similarity within and between classes of tokens (first, special, digits, punctuation, words): which
     /// tokens make the mean what it is.

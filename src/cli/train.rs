@@ -148,7 +148,7 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_every: Option<u64>,
-    /// Those texts (.txt, .csv, .jsonl) [default: the first 32 validation examples].
+    /// Those texts (.txt, .csv, .tsv, .json, .jsonl) [default: the first 32 validation examples].
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_texts: Option<PathBuf>,
@@ -237,11 +237,15 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     config.check()?;
     let mut manifest = Manifest::new("train");
     if !args.dry_run {
-        prepare_folder(&config.out, args.resume)?;
+        refuse_used(&config.out, args.resume)?;
     }
     let device = open::device(&config.device)?;
     let model = open::model(&config.model, config.revision.as_deref(), config.dtype.into(), &device)?;
+    // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
+    if !args.dry_run {
+        prepare_folder(&config.out)?;
+    }
     let hashes = model.hashes()?;
     let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
     let (data, notes) = prepare_data(&config, &model)?;
@@ -251,7 +255,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         return dry_run(&config, &subject, &data, &notes);
     }
     for note in notes.iter().filter(|_| !quiet) {
-        eprintln!("{note}");
+        note!("{note}");
     }
     let identity = TrainConfig { out: PathBuf::new(), device: String::new(), ..config.clone() };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
@@ -292,12 +296,17 @@ fn describe(outcome: &Outcome) -> serde_json::Value {
     })
 }
 
-/// Refuses to write over an earlier run, and finds out early whether the folder can be written.
-fn prepare_folder(out: &Path, resume: bool) -> Result<()> {
+/// Refuses to write over an earlier run.
+fn refuse_used(out: &Path, resume: bool) -> Result<()> {
     let used = out.join("events.jsonl").exists() || out.join("last").exists();
     if used && !resume {
         bail!("{}: holds a run already; add --resume to go on, or choose another --out", out.display());
     }
+    Ok(())
+}
+
+/// Makes the folder, and finds out early whether it can be written.
+fn prepare_folder(out: &Path) -> Result<()> {
     persist::create_folder(out)?;
     let probe = out.join(".writable");
     persist::write_file(&probe, b"")?;

@@ -49,7 +49,7 @@ pub enum DataError {
         reason: String,
     },
     /// A CSV file that does not parse.
-    #[error("{path}: {reason}; every line must have the header's number of fields and close its quotes")]
+    #[error("{path}: {reason}; every line must have the header's number of fields, and a .csv file's close its quotes")]
     Csv {
         /// The file.
         path: String,

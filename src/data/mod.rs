@@ -11,6 +11,8 @@ mod error;
 mod json;
 mod lines;
 mod records;
+mod span;
+mod table;
 mod template;
 mod texts;
 
@@ -19,8 +21,9 @@ pub use chat::ChatTemplate;
 pub use encode::{EncodingOptions, EncodingReport, Example, LossOn, encode_records, encode_text};
 pub use error::DataError;
 pub use records::{Message, Record, read_records};
+pub use span::{Span, clip};
 pub use template::{FileTemplate, Phase, Rendered, Template};
-pub use texts::{Content, ProbeText, Span, TextOptions, TextSource, clip};
+pub use texts::{Content, ProbeText, TextOptions, TextSource};
 
 /// The tokens of one text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

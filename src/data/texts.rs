@@ -1,13 +1,12 @@
 //! The texts of a probe, streamed from a file.
 
-use super::encode::{encode_text, first_response_token, truncate};
+use super::encode::encode_text;
 use super::json::{JsonObjects, Object, keys, kind};
 use super::lines::Lines;
 use super::records::record_from;
+use super::table::TableRows;
 use super::{ChatTemplate, DataError, Encoded, Phase, Template, Tokenize};
 use serde_json::Value;
-use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// What of a row is its text.
@@ -69,7 +68,8 @@ impl ProbeText {
     }
 }
 
-/// The texts of a `.txt` (a text a line, blank lines skipped), `.csv`, `.json` or `.jsonl` file, in its order.
+/// The texts of a `.txt` (a text a line, blank lines skipped), `.csv`, `.tsv`, `.json` or `.jsonl` file, in its
+/// order.
 /// All but a JSON array are streamed. After an error the source ends.
 #[derive(Debug)]
 pub struct TextSource {
@@ -84,7 +84,7 @@ pub struct TextSource {
 enum Rows {
     Text(Lines),
     Json(JsonObjects),
-    Csv { reader: Box<csv::Reader<File>>, columns: csv::StringRecord },
+    Table(TableRows),
 }
 
 impl TextSource {
@@ -107,13 +107,9 @@ impl TextSource {
                 Rows::Text(Lines::open(path)?)
             }
             Some("json" | "jsonl") => Rows::Json(JsonObjects::open(path)?),
-            Some("csv") => {
-                let file = File::open(path).map_err(|source| DataError::Read { path: name(), source })?;
-                let mut reader = csv::Reader::from_reader(file);
-                let columns = reader.headers().map_err(|e| csv_error(path, &e))?.clone();
-                Rows::Csv { reader: Box::new(reader), columns }
-            }
-            _ => return Err(DataError::UnknownFormat { path: name(), known: ".txt, .csv, .json or .jsonl" }),
+            Some("csv") => Rows::Table(TableRows::csv(path)?),
+            Some("tsv") => Rows::Table(TableRows::tsv(path)?),
+            _ => return Err(DataError::UnknownFormat { path: name(), known: ".txt, .csv, .tsv, .json or .jsonl" }),
         };
         Ok(Self { path: path.to_owned(), options, rows, texts: 0, ended: false })
     }
@@ -125,7 +121,7 @@ impl TextSource {
                 return Ok(line.map(|(_, text)| self.text((text, None), None, None, true)));
             }
             Rows::Json(objects) => objects.next().transpose()?,
-            Rows::Csv { reader, columns } => csv_row(&self.path, reader, columns)?,
+            Rows::Table(rows) => rows.next().transpose()?,
         };
         let Some((place, row)) = row else { return Ok(None) };
         let group = self.options.group_by.as_ref().map(|field| group(&row, field, &place)).transpose()?;
@@ -157,7 +153,7 @@ impl TextSource {
     /// The text of a row, and the second one of a pair.
     fn field(&self, row: &Object, name: Option<&str>, place: &str) -> Result<(String, Option<String>), DataError> {
         let only = || match &self.rows {
-            Rows::Csv { columns, .. } if columns.len() == 1 => columns.get(0),
+            Rows::Table(rows) => rows.only_column(),
             _ => None,
         };
         let has = |key: &str| name.is_none() && row.get(key).is_some_and(|value| !value.is_null());
@@ -230,101 +226,11 @@ fn missing(row: &Object, field: &str, place: &str, option: &'static str, hint: &
     DataError::MissingField { place: place.to_owned(), field: field.to_owned(), found: keys(row), option, hint }
 }
 
-fn csv_row(
-    path: &Path,
-    reader: &mut csv::Reader<File>,
-    columns: &csv::StringRecord,
-) -> Result<Option<(String, Object)>, DataError> {
-    let mut record = csv::StringRecord::new();
-    if !reader.read_record(&mut record).map_err(|e| csv_error(path, &e))? {
-        return Ok(None);
-    }
-    let line = record.position().map_or(0, csv::Position::line);
-    let row = columns.iter().zip(&record).map(|(column, value)| (column.to_owned(), Value::from(value))).collect();
-    Ok(Some((format!("{}:{line}", path.display()), row)))
-}
-
-fn csv_error(path: &Path, error: &csv::Error) -> DataError {
-    if let csv::ErrorKind::Utf8 { .. } = error.kind() {
-        // The CSV reader knows the row and field, but not the byte.
-        let wrong = Lines::open(path).ok().and_then(|mut lines| lines.find_map(Result::err));
-        if let Some(wrong) = wrong {
-            return wrong;
-        }
-    }
-    DataError::Csv { path: path.display().to_string(), reason: error.to_string() }
-}
-
-/// Which part of a text is measured. The whole text goes through the model; the span chooses rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum Span {
-    /// All tokens before the response.
-    Instruction,
-    /// The response, to the end of the text.
-    Response,
-    /// Everything.
-    All,
-}
-
-impl Span {
-    /// The rows of the span among the tokens of `text`, as [`encode_text`](super::encode_text) gave them. A
-    /// response that was cut off leaves an empty range.
-    ///
-    /// # Errors
-    /// A part is wanted of a text that has no response.
-    pub fn rows(self, text: &ProbeText, encoded: &Encoded) -> Result<Range<usize>, DataError> {
-        let n = encoded.ids.len();
-        if self == Self::All {
-            return Ok(0..n);
-        }
-        let start = text.response_start.ok_or_else(|| {
-            let remedy = "use --span all, or give records with instruction and output, or messages";
-            DataError::NoAnswer { what: "response to divide it at", remedy }.at(format!("text {}", text.index))
-        })?;
-        let first = first_response_token(encoded, &text.text, start).unwrap_or(n);
-        Ok(if self == Self::Instruction { 0..first } else { first..n })
-    }
-}
-
-/// Shortens a text to at most `max_tokens`, or to `exact` tokens; none if it has fewer than `exact`, so that all
-/// texts that are left are equally long. What the tokenizer puts at the end, such as BERT's `[SEP]`, is kept.
-#[must_use]
-pub fn clip(mut encoded: Encoded, max_tokens: Option<usize>, exact: Option<usize>) -> Option<Encoded> {
-    if let Some(max_tokens) = max_tokens {
-        cut(&mut encoded, max_tokens);
-    }
-    if let Some(exact) = exact {
-        if encoded.ids.len() < exact {
-            return None;
-        }
-        cut(&mut encoded, exact);
-    }
-    Some(encoded)
-}
-
-/// Takes tokens out in front of the special ones that end the text until `length` are left.
-fn cut(encoded: &mut Encoded, length: usize) {
-    let n = encoded.ids.len();
-    if n <= length {
-        return;
-    }
-    let flags = encoded.special.iter().zip(&encoded.offsets).rev();
-    let end = flags.take_while(|&(&special, &offset)| special && offset == (0, 0)).count();
-    let Some(kept) = length.checked_sub(end) else { return truncate(encoded, length) };
-    let gone = kept..n - end;
-    encoded.ids.drain(gone.clone());
-    encoded.special.drain(gone.clone());
-    encoded.offsets.drain(gone.clone());
-    if !encoded.types.is_empty() {
-        encoded.types.drain(gone);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::toy::{Words, shared};
+    use crate::data::{Span, clip};
 
     fn options(content: Content, group_by: Option<&str>) -> TextOptions {
         TextOptions { content, group_by: group_by.map(str::to_owned), chat: None }
@@ -354,6 +260,10 @@ mod tests {
         assert_eq!(texts("a.csv", "sentence\n\"one, \"\"1\"\"\"\ntwo\n", field(None)), ["one, \"1\"", "two"]);
         assert_eq!(texts("a.csv", "\u{feff}text,label\none,1\n\"two\nlines\",2\n", field(None)), ["one", "two\nlines"]);
         assert_eq!(texts("a.csv", "a,b\none,1\n", field(Some("b"))), ["1"]);
+        // GLUE's quotes are part of the text, paired or not.
+        let glue = "sentence\tlabel\r\na \"b\" , c\t1\r\n\"d e\t0\r\n";
+        assert_eq!(texts("a.tsv", glue, field(Some("sentence"))), ["a \"b\" , c", "\"d e"]);
+        assert_eq!(texts("a.tsv", "q\none\n", field(None)), ["one"]);
         assert_eq!(texts("a.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\", \"n\": 2}", field(None)), ["one", "two"]);
         assert_eq!(texts("a.json", "[{\"q\": \"one\"}]", field(Some("q"))), ["one"]);
     }
@@ -432,34 +342,6 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_clipped_to_a_length() {
-        let encoded = |n: u32| Encoded {
-            ids: (0..n).collect(),
-            special: vec![false; n as usize],
-            offsets: vec![(0, 1); n as usize],
-            types: Vec::new(),
-        };
-        assert_eq!(clip(encoded(5), None, None), Some(encoded(5)));
-        assert_eq!(clip(encoded(5), Some(3), None), Some(encoded(3)));
-        assert_eq!(clip(encoded(2), Some(3), None), Some(encoded(2)));
-        assert_eq!(clip(encoded(5), None, Some(4)), Some(encoded(4)));
-        assert_eq!(clip(encoded(3), None, Some(4)), None);
-        assert_eq!(clip(encoded(4), None, Some(4)), Some(encoded(4)));
-        // The end that the tokenizer put there stays, a special token of the text's own does not.
-        let ended = |ids: &[u32], types: &[u32]| Encoded {
-            ids: ids.to_vec(),
-            special: ids.iter().map(|&id| id > 7).collect(),
-            offsets: ids.iter().map(|&id| if id == 9 { (0, 0) } else { (id as usize, id as usize + 1) }).collect(),
-            types: types.to_vec(),
-        };
-        let pair = ended(&[9, 1, 2, 9, 3, 8, 9], &[0, 0, 0, 0, 1, 1, 1]);
-        assert_eq!(clip(pair.clone(), Some(5), None), Some(ended(&[9, 1, 2, 9, 9], &[0, 0, 0, 0, 1])));
-        assert_eq!(clip(pair.clone(), Some(7), None), Some(pair.clone()));
-        assert_eq!(clip(pair, None, Some(1)), Some(ended(&[9], &[1])));
-        assert_eq!(clip(ended(&[1, 2, 8], &[]), Some(2), None), Some(ended(&[1, 2], &[])));
-    }
-
-    #[test]
     fn errors_name_the_place_the_field_and_the_remedy() {
         let record = "{\"question\": \"q\", \"answer\": \"r\"}";
         let by_group = |group| options(Content::Field(None), Some(group));
@@ -505,10 +387,10 @@ mod tests {
             ("a.csv", "text\n", field(None), "a.csv: holds no texts; give a file that does"),
             ("a.csv", "", field(None), "a.csv: holds no texts; give a file that does"),
             (
-                "a.tsv",
+                "a.xlsx",
                 "a",
                 field(None),
-                "a.tsv: the kind of file is unknown; end its name in .txt, .csv, .json or .jsonl",
+                "a.xlsx: the kind of file is unknown; end its name in .txt, .csv, .tsv, .json or .jsonl",
             ),
         ];
         for (name, content, options, wanted) in cases {
@@ -516,6 +398,8 @@ mod tests {
         }
         let ragged = read("a.csv", "text,b\na,1\nb\n", field(None)).unwrap_err();
         assert!(ragged.starts_with("a.csv: CSV error: record 2 (line: 3, byte: 11): found record with 1"), "{ragged}");
+        let ragged = read("a.tsv", "text\tb\na\t1\nb\n", field(None)).unwrap_err();
+        assert!(ragged.starts_with("a.tsv: CSV error: record 2"), "{ragged}");
         let wrong = read("a.csv", b"text,b\na,1\nb\xe4,2\n", field(None)).unwrap_err();
         assert_eq!(wrong, "a.csv:3: not UTF-8 at byte 12 of the file; convert the file to UTF-8");
         let wrong = read("a.csv", b"te\xe4xt,b\na,1\n", field(None)).unwrap_err();

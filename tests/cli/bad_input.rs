@@ -1,6 +1,6 @@
 //! Bad options, data and adapters: one clear line with key, file and remedy, and nothing half-written.
 
-use crate::program::{assert_one_line, assert_untouched, run, succeed};
+use crate::program::{assert_one_line, assert_untouched, command, run, succeed};
 use crate::small_model::{instructions, tiny_model};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,19 @@ fn settings_out_of_range() {
         ("inspect --model MODEL --method lora --targets nothing", &["nothing", "matches no linear", "up_proj"]),
         ("MEASURE --layers 99", &["--layers 99", "0 (embedding) to 3", "choose"]),
         ("MEASURE --batch-size 0", &["--batch-size", "at least 1"]),
+        ("MEASURE --tokens 0", &["--tokens is 0", "at least 1"]),
+        ("MEASURE --max-tokens 0", &["--max-tokens is 0", "at least 1"]),
+        ("MEASURE --limit 0", &["--limit is 0", "at least 1"]),
+        ("MEASURE --audit 0", &["--audit is 0", "at least 1"]),
+        ("MEASURE --measures lookup --lookup-texts 0", &["--lookup-texts is 0", "taken of them alone", "at least 1"]),
+        ("MEASURE --baselines texts,shuffled,texts", &["--baselines", "texts twice", "once"]),
+        ("MEASURE --sites head_99", &["--sites head_99", "6 heads", "choose"]),
+        ("MEASURE --sites final_norm --layers 1", &["--sites final_norm", "--layers", "choose"]),
+        (
+            "dose --model MODEL --adapter DIR --texts TEXTS --out OUT --max-tokens 0",
+            &["--max-tokens is 0", "at least 1"],
+        ),
+        ("dose --model MODEL --adapter DIR --texts TEXTS --out OUT --limit 0", &["--limit is 0", "at least 1"]),
         ("MEASURE --tokens 90", &["texts.txt", "90 tokens", "lower --tokens"]),
         ("MEASURE --reference other", &["--reference other", "base"]),
         ("MEASURE --run MODEL", &["--run", "NAME=MODEL"]),
@@ -105,6 +118,31 @@ fn settings_out_of_range() {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place.refused(line, words))).is_err()
     });
     assert_eq!(failed.map(|(line, _)| *line).collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[test]
+fn a_run_is_not_named_as_a_baseline_is() {
+    let place = Place::new();
+    let names =
+        [("--adapter", "base (shuffled)=DIR"), ("--run", "x (untrained)=MODEL"), ("--states", "y (other texts)=DIR")];
+    for (option, value) in names {
+        let (line, value) = (place.line("MEASURE"), place.line(value));
+        let mut arguments: Vec<&str> = line.split_whitespace().collect();
+        arguments.extend([option, &value]);
+        let ended = command(&arguments).output().unwrap().into();
+        let name = value.split('=').next().unwrap();
+        assert_one_line(&ended, &[name, "as the names of baselines do", "choose another"], &value);
+        assert_untouched(&place.path("out"), name);
+    }
+}
+
+#[test]
+fn an_adapter_whose_reading_of_h0_has_no_texts() {
+    let place = Place::new();
+    adapter(&place, "run", "--sibo-lambda 0.2");
+    let words = &["--lookup-texts is 0", "tuned reads of h0", "at least 1"];
+    place.refused("MEASURE --lookup-texts 0 --adapter tuned=DIR/run/adapter", words);
+    succeed(&place.line("MEASURE --lookup-texts 0"));
 }
 
 #[test]
@@ -188,6 +226,7 @@ fn texts_that_are_none() {
         ("field.jsonl", b"{\"text\": \"the cat\"}\n", "--field body", &["field.jsonl:1", "body", "--field", "text"]),
         ("group.jsonl", b"{\"text\": \"the cat\"}\n", "--group-by kind", &["group.jsonl:1", "kind", "--group-by"]),
         ("ragged.csv", b"id,text\n1,the cat\n2,the dog,more\n", "--field text", &["ragged.csv", "number of fields"]),
+        ("ragged.tsv", b"id\ttext\n1\tthe cat\n2\n", "--field text", &["ragged.tsv", "number of fields"]),
         ("field.csv", b"id,text\n1,the cat\n", "--field body", &["field.csv", "body", "text"]),
         ("span.txt", b"the cat sees\n", "--span response", &["span.txt", "response"]),
         ("texts.bin", b"\0\0", "", &["texts.bin", "end its name in"]),

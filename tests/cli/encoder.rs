@@ -74,6 +74,30 @@ fn an_encoder_is_not_trained_on_a_next_token_loss() {
     let model = golden("tiny_bert");
     let ended = run(&format!("train --model {} --data {} --out {}", model.display(), data.display(), out.display()));
     assert_one_line(&ended, &["tiny_bert", "bert is an encoder", "no next-token loss"], "train");
+    assert!(!out.exists(), "a model that cannot be trained leaves no folder");
+}
+
+#[test]
+fn a_final_norm_that_is_not_there_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = dir.path().join("texts.tsv");
+    fs::write(&texts, "sentence\tlabel\nthe \"cat sat\t1\ntwo dogs run\t0\n").unwrap();
+    let (out, model) = (dir.path().join("out"), golden("tiny_bert"));
+    let with = |sites: &str| {
+        run(&format!(
+            "similarity --model {} --texts {} --field sentence --sites {sites} --out {}",
+            model.display(),
+            texts.display(),
+            out.display()
+        ))
+    };
+    let ended = with("final_norm");
+    assert_one_line(&ended, &["--sites final_norm", "tiny_bert", "has no final norm", "block"], "nothing is left");
+    assert!(!out.join("similarity.csv").exists());
+    let ended = with("block,final_norm");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("has no final norm; its other sites are measured"), "{}", ended.stderr);
+    assert!(out.join("similarity.csv").exists());
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod full_disk;
 mod inspect;
 mod measures;
 mod program;
+mod progress;
+mod results;
 mod resume;
 mod similarity;
 mod small_model;

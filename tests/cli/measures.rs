@@ -1,6 +1,6 @@
 //! Every measure through `similarity`: what stands in the tables, and what no batch, thread or interruption changes.
 
-use crate::program::{assert_one_line, command, read_json, run, succeed};
+use crate::program::{assert_one_line, command, progress, read_json, run, succeed};
 use crate::small_model::{instructions, tiny_model};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -179,6 +179,35 @@ fn a_layers_change_is_split_among_its_parts() {
 }
 
 #[test]
+fn heads_are_every_head() {
+    let place = Place::new(6);
+    let rows = rows(&place.measure("heads", "--sites heads --layers 2 --measures cosine"));
+    let sites: BTreeSet<&str> = rows.iter().map(|r| r["site"].as_str()).collect();
+    assert_eq!(sites, BTreeSet::from(["head_0", "head_1", "head_2", "head_3", "head_4", "head_5"]));
+    let one = self::rows(&place.measure("one", "--sites head_3 --layers 2 --measures cosine"));
+    let at = |rows: &[Row]| mean(rows, "base", "cosine", "2", "head_3");
+    assert!(at(&one).is_some() && at(&rows) == at(&one));
+}
+
+#[test]
+fn the_cost_of_lookups_is_said_beforehand() {
+    let place = Place::new(9);
+    let (line, out) = place.line("out", "--measures nearest_embedding,attention_entropy --baselines shuffled,texts");
+    let ended = run(&line);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let said: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("comparisons")).collect();
+    let tokens = read_json(&out.join("manifest.json"))["runs"][0]["tokens_measured"].as_u64().unwrap();
+    let config = read_json(&place.model.join("config.json"));
+    let [rows, heads] = ["vocab_size", "num_attention_heads"].map(|key| config[key].as_u64().unwrap());
+    let comparisons = tokens * rows * 5 * 3;
+    let cost = format!(
+        "base: nearest_embedding, attention_entropy on 9 of 9 texts; {tokens} tokens × {rows} embedding rows × 5 points \
+         × 3 runs = {comparisons} comparisons; attention maps of {heads} heads, up to "
+    );
+    assert!(said.len() == 1 && said[0].starts_with(&cost) && said[0].ends_with("kB in all"), "{said:?}\n{cost}");
+}
+
+#[test]
 fn no_thread_changes_a_byte_and_no_batch_size_more_than_rounding() {
     let place = Place::new(70);
     let options = "--measures all --lookup-texts 6 --group-by kind";
@@ -229,9 +258,11 @@ fn killed_work_goes_on_and_ends_with_the_same_bytes() {
         assert!(child.wait().unwrap().code().is_none(), "it ended before it could be killed: give it more texts");
         assert!(!out.join("similarity.csv").exists());
     }
-    let ended = run(&line);
+    let ended = run(&format!("{line} --progress-every 0"));
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("base: goes on after 600 texts"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\nbase: 1200/2400 texts\n"), "done before, at no speed: {}", ended.stderr);
+    assert_eq!(progress(&ended.stderr).last(), Some(&("base (shuffled)".to_owned(), 2400, 2400)), "{}", ended.stderr);
     assert!(whole == tables(&out), "the tables of a killed run differ");
     assert!(!out.join("progress").exists());
 }
@@ -286,6 +317,11 @@ fn baselines_stand_beside_their_run() {
     assert!((kept - 1.0).abs() < 1e-9, "a row still stands beside its own embedding: {kept}");
     assert_eq!(mean(&rows, "base (other texts)", "attention_entropy", "1", "block"), None, "they never met");
     assert!(fs::read_to_string(out.join("similarity.svg")).unwrap().contains("null baselines"));
+    // One text has no other whose tokens could stand in.
+    let (line, _) = place.line("alone", "--limit 1 --baselines texts");
+    let ended = run(&line);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("base (other texts): no values; no 32 texts in a row hold two"), "{}", ended.stderr);
 }
 
 #[test]

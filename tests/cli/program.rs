@@ -37,6 +37,16 @@ pub fn succeed(line: &str) -> String {
     ended.stdout
 }
 
+/// What the lines of progress say: stage, units done, units in all.
+pub fn progress(stderr: &str) -> Vec<(String, u64, u64)> {
+    let line = |line: &str| {
+        let (stage, rest) = line.rsplit_once(": ")?;
+        let (done, total) = rest.split_once(" texts")?.0.split_once('/')?;
+        Some((stage.to_owned(), done.parse().ok()?, total.parse().ok()?))
+    };
+    stderr.lines().filter_map(line).collect()
+}
+
 /// Asserts one clear line on stderr that holds every one of `words`, exit code 1, and no panic.
 pub fn assert_one_line(ended: &Ended, words: &[&str], what: &str) {
     let text = ended.stderr.trim_end();

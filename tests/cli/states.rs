@@ -1,10 +1,12 @@
 //! States in files: what was saved measures as the model did, and states made elsewhere as their maker says.
 
-use crate::program::{assert_one_line, assert_untouched, read_json, run, succeed};
+use crate::program::{assert_one_line, assert_untouched, command, read_json, run, succeed};
 use crate::small_model::{instructions, tiny_model};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// The rows of a table without the columns named, every number by its row's names.
 fn table(path: &Path, without: &[&str]) -> BTreeMap<String, Vec<(String, String)>> {
@@ -82,18 +84,54 @@ fn a_layer_that_is_not_stored_is_refused() {
     let mut names: Vec<String> =
         fs::read_dir(&states).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["block_2.safetensors", "embedding_0.safetensors", "tokens.jsonl"]);
+    assert_eq!(names, ["block_2.safetensors", "embedding_0.safetensors", "manifest.json", "tokens.jsonl"]);
     let with =
         |options: &str| run(&format!("similarity --states {} --out {} {options}", states.display(), bad.display()));
     assert_one_line(&with("--layers 1"), &["--layers 1", "layers 0, 2"], "not stored");
     assert_one_line(&with("--heatmap 3"), &["--heatmap 3", "layers 0, 2"], "not stored");
-    assert_one_line(&run(&save), &["is not an empty folder"], "twice");
+    for other in [save.replace("0,2", "0,3"), save.replace("max-texts 3", "max-texts 2"), format!("{save} --dtype f64")]
+    {
+        assert_one_line(&run(&other), &["is not an empty folder", "name a new one"], &other);
+    }
     assert_one_line(&with(&format!("--texts {}", texts.display())), &["--texts needs --model"], "texts unread");
     assert_eq!(with("--limit 2").code, Some(2), "an option about texts without texts");
     assert_one_line(&with("--max-texts 2"), &["--max-texts belongs to --distance"], "an option without effect");
     fs::write(states.join("block_2.safetensors"), [1; 30]).unwrap();
     assert_one_line(&with(""), &["block_2.safetensors"], "broken");
     assert_untouched(&bad, "a refusal");
+}
+
+#[test]
+fn states_that_are_there_already_stop_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny_model(&dir.path().join("model"));
+    let texts = instructions(&dir.path().join("texts.jsonl"), 600);
+    let [out, states] = ["out", "states"].map(|name| dir.path().join(name));
+    let line = format!(
+        "similarity --field output --model {} --texts {} --out {} --save-every 0 --save-states {}",
+        model.display(),
+        texts.display(),
+        out.display(),
+        states.display()
+    );
+    let mut child = command(&line.split_whitespace().collect::<Vec<_>>());
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !out.join("progress/0.safetensors").is_file() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().unwrap();
+    assert!(child.wait().unwrap().code().is_none(), "it ended before it could be killed: give it more texts");
+    let saved = |name: &str| fs::metadata(states.join(name)).unwrap().modified().unwrap();
+    let before = saved("block_1.safetensors");
+    let ended = run(&line);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("holds these states already; they stay as they are"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("base: goes on after"), "{}", ended.stderr);
+    assert_eq!(saved("block_1.safetensors"), before);
+    // What is no longer whole is not taken for what it was.
+    fs::write(states.join("block_1.safetensors"), b"cut").unwrap();
+    assert_one_line(&run(&format!("{line} --quiet")), &["is not an empty folder"], "a damaged file");
 }
 
 #[test]

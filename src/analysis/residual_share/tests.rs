@@ -89,7 +89,7 @@ fn shares_and_retention_are_those_of_the_definition() {
     let row = rows.iter().find(|r| r.layer == 2 && r.role == "value").unwrap();
     // The same by the function that runs the model itself, in whatever batches.
     for batch_size in [1, 8] {
-        let again = measure_residual("r", &model, &with, &texts(), batch_size).unwrap();
+        let again = measure_residual("r", &model, &with, &texts(), batch_size, &mut |_| ()).unwrap();
         let share = |rows: &[ResidualRow]| rows.iter().map(|r| r.share_mean.unwrap_or(-1.0)).collect::<Vec<_>>();
         share(&again).iter().zip(share(&rows)).for_each(|(a, b)| assert!((a - b).abs() < 1e-12));
         assert_eq!(again.len(), rows.len());

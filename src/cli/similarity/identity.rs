@@ -9,13 +9,25 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// A run with what was measured of it.
-pub(super) fn describe(spec: &RunSpec, model: &LoadedModel, found: &Scan) -> Result<Value> {
-    let mut described = identity(spec, model)?;
+pub(super) fn describe(identity: &Value, found: &Scan) -> Value {
+    let mut described = identity.clone();
     if let Some(entries) = described.as_object_mut() {
         entries.insert("texts_measured".to_owned(), json!(found.texts));
         entries.insert("tokens_measured".to_owned(), json!(found.tokens));
     }
-    Ok(described)
+    described
+}
+
+/// What hidden states of a run depend on, without its name and where its files lie.
+pub(super) fn made_from(identity: &Value, dtype: &str) -> Value {
+    let adapter = &identity["adapter"];
+    json!({
+        "model_sha256": identity["model_sha256"],
+        "tokenizer_sha256": identity["tokenizer_sha256"],
+        "adapter_sha256": adapter["sha256"],
+        "adapter_config_sha256": adapter["config_sha256"],
+        "dtype": dtype,
+    })
 }
 
 /// What a run is, with the hashes of its files.

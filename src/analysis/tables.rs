@@ -2,24 +2,46 @@
 
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
-use crate::report::{PerTextRow, SimilarityRow};
+use crate::report::{self, PerTextRow, SimilarityRow};
 use crate::statistics::{self, Bootstrap, Interval, REPLICATES, StatisticsError};
+use polars::prelude::{Column, DataFrame, PolarsError};
 use std::collections::BTreeMap;
 
 /// The level of every interval.
 const LEVEL: f64 = 0.95;
+
+/// The table of several runs: what its readers need, and what stands beside it in the files.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SimilarityTable {
+    /// The rows.
+    pub rows: Vec<SimilarityRow>,
+    /// For each row the tokens that entered a corpus measure; `None` for a measure of texts.
+    pub n_tokens_pooled: Vec<Option<u64>>,
+}
+
+impl SimilarityTable {
+    /// The frame of `similarity.csv` and `.parquet`: [`report::SIMILARITY_COLUMNS`], then `n_tokens_pooled`.
+    ///
+    /// # Errors
+    /// None in practice; polars' functions are fallible.
+    pub fn frame(&self) -> Result<DataFrame, PolarsError> {
+        let mut frame = report::similarity_frame(&self.rows)?;
+        frame.with_column(Column::new("n_tokens_pooled".into(), &self.n_tokens_pooled))?;
+        Ok(frame)
+    }
+}
 
 /// The table of several runs over the same texts; `references` gives for each run the one that its differences are
 /// against, if any. A run has rows only for what it measured.
 ///
 /// # Errors
 /// An interval cannot be computed.
-pub fn similarity_rows(
+pub fn similarity_table(
     runs: &[RunValues],
     references: &[Option<usize>],
     seed: u64,
-) -> Result<Vec<SimilarityRow>, StatisticsError> {
-    let mut rows = Vec::new();
+) -> Result<SimilarityTable, StatisticsError> {
+    let (mut rows, mut n_tokens_pooled) = (Vec::new(), Vec::new());
     let mut intervals = Intervals::new(seed);
     for (index, run) in runs.iter().enumerate() {
         let against = references.get(index).copied().flatten().filter(|&r| r != index).and_then(|r| runs.get(r));
@@ -28,6 +50,7 @@ pub fn similarity_rows(
                 for (slot, &measure) in run.measures.iter().enumerate() {
                     for tokens in TokenSet::ALL {
                         let mut row = empty_row(run, &group, point, measure, tokens, against);
+                        let mut pooled = None;
                         match measure.scope() {
                             Scope::Text => {
                                 let own = run.series(&group, at, slot, tokens);
@@ -40,20 +63,21 @@ pub fn similarity_rows(
                             // One number for all texts: groups have none.
                             Scope::Corpus if group.is_some() => continue,
                             Scope::Corpus => {
-                                let (value, texts) = run.corpus(point, measure, tokens);
-                                let other = against.and_then(|r| r.corpus(point, measure, tokens).0);
-                                (row.mean, row.texts) = (value, texts);
-                                row.diff = value.zip(other).map(|(own, other)| own - other);
+                                let own = run.corpus(point, measure, tokens);
+                                let other = against.and_then(|r| r.corpus(point, measure, tokens).value);
+                                (row.mean, row.texts, pooled) = (own.value, own.texts, own.tokens);
+                                row.diff = own.value.zip(other).map(|(own, other)| own - other);
                             }
                         }
                         rows.push(row);
+                        n_tokens_pooled.push(pooled);
                     }
                 }
             }
         }
     }
     intervals.finish(&mut rows)?;
-    Ok(rows)
+    Ok(SimilarityTable { rows, n_tokens_pooled })
 }
 
 fn empty_row(

@@ -18,7 +18,7 @@ use crate::data::Span;
 use crate::hash;
 use crate::measures::{Measure, parse_measures};
 use crate::persist;
-use crate::report::{self, SimilarityRow, per_text_frame, similarity_frame};
+use crate::report::{self, SimilarityRow, per_text_frame};
 use crate::train::DtypeName;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
@@ -155,8 +155,9 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
     let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
-    let rows = tables::similarity_rows(&done.runs, &done.references, args.seed)?;
-    report::write_table(&args.out, "similarity", &mut similarity_frame(&rows)?)?;
+    let table = tables::similarity_table(&done.runs, &done.references, args.seed)?;
+    report::write_table(&args.out, "similarity", &mut table.frame()?)?;
+    let rows = table.rows;
     report::write_parquet(
         &args.out.join("per_text.parquet"),
         &mut per_text_frame(&tables::per_text_rows(&done.runs))?,

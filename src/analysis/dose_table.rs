@@ -201,7 +201,12 @@ fn dose_curves(points: &[&DoseRow], x: Value, y: Banded) -> Vec<Series> {
             hollow: Vec::new(),
         })
         .collect();
-    let trained = points.iter().find(|row| row.trained).and_then(|row| place(row));
+    // Where its arm has a curve, that curve's band is its own.
+    let bare = |row: &DoseRow, point: Point| Point {
+        interval: point.interval.filter(|_| !arms.contains(&row.arm.as_str())),
+        ..point
+    };
+    let trained = points.iter().find(|row| row.trained).and_then(|row| Some(bare(row, place(row)?)));
     series.push(Series {
         label: "trained".to_owned(),
         style: 0,
@@ -331,6 +336,7 @@ mod tests {
         let bands = |panel: usize| chart.panels[panel].series[0].points.iter().map(|p| p.interval).collect::<Vec<_>>();
         assert_eq!(bands(2), [Some((1.0, 3.0)), Some((1.5, 3.5)), Some((2.0, 4.0))]);
         assert_eq!(bands(0), [None; 3]);
+        assert_eq!(chart.panels[2].series[2].points[0].interval, None, "the curve's band is the trained point's");
         assert!(chart.subtitle.contains("n = 9 texts; loss over the texts"));
     }
 

@@ -276,8 +276,8 @@ fn print_table(rows: &[DoseRow]) {
     let points = last_block(rows);
     let layer = points.first().map_or(0, |row| row.layer);
     say!(
-        "similarity and effective rank after block {layer}; loss in nats; * as trained; differences of similarity are \
-         paired by text, with 95 % intervals"
+        "similarity and effective rank after block {layer}; loss in nats; * as trained; minus: of similarity, paired by \
+         text [95 %]"
     );
     let against_none = points.iter().any(|row| row.spreads.similarity.none.is_some());
     let none_title = if against_none { "minus none" } else { "" };

@@ -173,7 +173,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         report::write_table(&args.out, "residual", &mut residual_frame(&done.residual)?)?;
         super::write_chart(&args.out, "residual", &residual_chart(&done.residual))?;
     }
-    token_pairs::write(&args.out, &done.request, &done.pairs)?;
+    token_pairs::write(&args.out, &done.request, &done.pairs, args.seed)?;
     if !done.request.is_empty() {
         manifest.set("token_pairs", args.pairs.describe());
     }

@@ -17,16 +17,20 @@ pub struct SimilarityTable {
     pub rows: Vec<SimilarityRow>,
     /// For each row the tokens that entered a corpus measure; `None` for a measure of texts.
     pub n_tokens_pooled: Vec<Option<u64>>,
+    /// For each row the p-value of its `diff`, adjusted over the layers; `None` without one.
+    pub diff_p_holm: Vec<Option<f64>>,
 }
 
 impl SimilarityTable {
-    /// The frame of `similarity.csv` and `.parquet`: [`report::SIMILARITY_COLUMNS`], then `n_tokens_pooled`.
+    /// The frame of `similarity.csv` and `.parquet`: [`report::SIMILARITY_COLUMNS`], then `n_tokens_pooled`
+    /// and `diff_p_holm`.
     ///
     /// # Errors
     /// None in practice; polars' functions are fallible.
     pub fn frame(&self) -> Result<DataFrame, PolarsError> {
         let mut frame = report::similarity_frame(&self.rows)?;
         frame.with_column(Column::new("n_tokens_pooled".into(), &self.n_tokens_pooled))?;
+        frame.with_column(Column::new("diff_p_holm".into(), &self.diff_p_holm))?;
         Ok(frame)
     }
 }
@@ -76,8 +80,31 @@ pub fn similarity_table(
             }
         }
     }
-    intervals.finish(&mut rows)?;
-    Ok(SimilarityTable { rows, n_tokens_pooled })
+    let p_values = intervals.finish(&mut rows)?;
+    let diff_p_holm = adjusted(&rows, &p_values)?;
+    Ok(SimilarityTable { rows, n_tokens_pooled, diff_p_holm })
+}
+
+/// Holm's adjustment over the layers of one run, group, measure and token set. The embedding, the blocks and the final
+/// norm are one family; each site within the blocks is one of its own.
+fn adjusted(rows: &[SimilarityRow], p_values: &BTreeMap<usize, f64>) -> Result<Vec<Option<f64>>, StatisticsError> {
+    let mut families: BTreeMap<_, Vec<(usize, f64)>> = BTreeMap::new();
+    for (&place, &p) in p_values {
+        let Some(row) = rows.get(place) else { continue };
+        let stream = ["embedding", "block", "final_norm"].contains(&row.site.as_str());
+        let site = if stream { "" } else { row.site.as_str() };
+        families.entry((&row.run, &row.group, &row.measure, &row.tokens, site)).or_default().push((place, p));
+    }
+    let mut found = vec![None; rows.len()];
+    for family in families.into_values() {
+        let p_values: Vec<f64> = family.iter().map(|(_, p)| *p).collect();
+        for ((place, _), p) in family.into_iter().zip(statistics::holm(&p_values)?) {
+            if let Some(slot) = found.get_mut(place) {
+                *slot = Some(p);
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn empty_row(
@@ -165,7 +192,9 @@ impl Intervals {
         Ok(())
     }
 
-    fn finish(self, rows: &mut [SimilarityRow]) -> Result<(), StatisticsError> {
+    /// Fills the rows in; the p-values of their differences by the place of the row.
+    fn finish(self, rows: &mut [SimilarityRow]) -> Result<BTreeMap<usize, f64>, StatisticsError> {
+        let mut p_values = BTreeMap::new();
         for (row, difference, mean, std, texts) in self.moments {
             let Some(row) = rows.get_mut(row) else { continue };
             if difference {
@@ -177,17 +206,18 @@ impl Intervals {
         for entries in self.pending.into_values() {
             let items = entries.first().map_or(0, |entry| entry.values.len());
             let series: Vec<&[f64]> = entries.iter().map(|entry| entry.values.as_slice()).collect();
-            let found = Bootstrap::new(items, REPLICATES, self.seed)?.intervals(&series, LEVEL)?;
-            for (entry, Interval { low, high }) in entries.iter().zip(found) {
+            let found = Bootstrap::new(items, REPLICATES, self.seed)?.tested_intervals(&series, LEVEL)?;
+            for (entry, (Interval { low, high }, p)) in entries.iter().zip(found) {
                 let Some(row) = rows.get_mut(entry.row) else { continue };
                 if entry.difference {
+                    p_values.insert(entry.row, p);
                     (row.diff_ci_low, row.diff_ci_high) = (Some(low), Some(high));
                 } else {
                     (row.ci_low, row.ci_high) = (Some(low), Some(high));
                 }
             }
         }
-        Ok(())
+        Ok(p_values)
     }
 }
 
@@ -217,4 +247,41 @@ pub fn per_text_rows(runs: &[RunValues]) -> Vec<PerTextRow> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Site;
+
+    #[test]
+    fn layers_are_one_family_and_other_sites_another() {
+        let row = |site: Site, layer: usize, tokens: TokenSet| {
+            let mut row = empty_row(
+                &RunValues::new("a", &plan(), vec![], vec![], &[]),
+                &None,
+                Point { site, layer },
+                Measure::Cosine,
+                tokens,
+                None,
+            );
+            row.diff = Some(0.1);
+            row
+        };
+        let rows = [
+            row(Site::Embedding, 0, TokenSet::All),
+            row(Site::Block, 1, TokenSet::All),
+            row(Site::FinalNorm, 1, TokenSet::All),
+            row(Site::FeedForwardH0, 1, TokenSet::All),
+            row(Site::Block, 1, TokenSet::NoFirst),
+            row(Site::Block, 2, TokenSet::NoFirst),
+        ];
+        let p_values = BTreeMap::from([(0, 0.5), (1, 0.01), (2, 0.02), (3, 0.03), (4, 0.04)]);
+        let found = adjusted(&rows, &p_values).unwrap();
+        assert_eq!(found, [Some(0.5), Some(0.03), Some(0.04), Some(0.03), Some(0.04), None]);
+    }
+
+    fn plan() -> super::super::plan::MeasurePlan {
+        super::super::plan::MeasurePlan { measures: vec![], points: vec![], seed: 0 }
+    }
 }

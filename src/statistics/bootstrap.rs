@@ -1,6 +1,6 @@
 //! The percentile bootstrap over texts or items (Efron 1979), many series at a time.
 
-use super::{Interval, REPLICATES, StatisticsError, check_level, check_values, differences};
+use super::{Interval, REPLICATES, StatisticsError, check_level, check_values, differences, permutation_p_value};
 use crate::random;
 use ndarray::Array2;
 use rand::Rng;
@@ -50,11 +50,33 @@ impl Bootstrap {
     pub fn intervals(&self, series: &[&[f64]], level: f64) -> Result<Vec<Interval>, StatisticsError> {
         self.check(series, level)?;
         let (n, tail) = (self.items as f64, (1.0 - level) / 2.0);
-        let mean = |sums: &mut [f64], _: &[f64]| Interval {
+        let mean = |_: usize, sums: &mut [f64], _: &[f64]| Interval {
             low: quantile(sums, tail) / n,
             high: quantile(sums, 1.0 - tail) / n,
         };
         Ok(series.chunks(CHUNK).flat_map(|chunk| self.over_replicates(chunk, mean)).collect())
+    }
+
+    /// As [`Self::intervals`], with the two-sided p-value that the mean is 0: `(1 + #{|m* − m| ≥ |m|}) / (1 + B)` over the
+    /// replicates' means m*, never 0 (Efron and Tibshirani 1993, §16.4, without studentising).
+    ///
+    /// # Errors
+    /// As [`Self::intervals`].
+    pub fn tested_intervals(&self, series: &[&[f64]], level: f64) -> Result<Vec<(Interval, f64)>, StatisticsError> {
+        self.check(series, level)?;
+        let (n, tail) = (self.items as f64, (1.0 - level) / 2.0);
+        let tested = series.chunks(CHUNK).flat_map(|chunk| {
+            self.over_replicates(chunk, |index, sums, _| {
+                let values = chunk.get(index).copied().unwrap_or_default();
+                let observed: f64 = values.iter().sum();
+                // A replicate that gives the observed sum again counts, whatever the order of additions.
+                let rounding = 1e-12 * values.iter().map(|value| value.abs()).sum::<f64>();
+                let away: Vec<f64> = sums.iter().map(|sum| (sum - observed).abs()).collect();
+                let interval = Interval { low: quantile(sums, tail) / n, high: quantile(sums, 1.0 - tail) / n };
+                Ok((interval, permutation_p_value(observed.abs() - rounding, &away)?))
+            })
+        });
+        tested.collect()
     }
 
     /// As [`Self::intervals`], of Σ values / Σ `weights` of each series: a mean over parts of items, such as the tokens
@@ -75,7 +97,7 @@ impl Bootstrap {
             return Err(StatisticsError::OutOfRange { statistic, name, value, range: "above 0" });
         }
         let tail = (1.0 - level) / 2.0;
-        let ratio = |sums: &mut [f64], totals: &[f64]| {
+        let ratio = |_: usize, sums: &mut [f64], totals: &[f64]| {
             sums.iter_mut().zip(totals).for_each(|(sum, total)| *sum /= total);
             Interval { low: quantile(sums, tail), high: quantile(sums, 1.0 - tail) }
         };
@@ -100,8 +122,12 @@ impl Bootstrap {
         Ok(())
     }
 
-    /// What `of` makes of each series' sums, one a replicate; it also gets those of the last series.
-    fn over_replicates<R: Send>(&self, series: &[&[f64]], of: impl Fn(&mut [f64], &[f64]) -> R + Sync) -> Vec<R> {
+    /// What `of` makes of each series' place and sums, one a replicate; it also gets the sums of the last series.
+    fn over_replicates<R: Send>(
+        &self,
+        series: &[&[f64]],
+        of: impl Fn(usize, &mut [f64], &[f64]) -> R + Sync,
+    ) -> Vec<R> {
         let mut values = Array2::<f64>::zeros((self.items, series.len()));
         for (mut column, series) in values.columns_mut().into_iter().zip(series) {
             for (cell, value) in column.iter_mut().zip(*series) {
@@ -116,7 +142,7 @@ impl Bootstrap {
         let sums =
             |index: usize| -> Vec<f64> { blocks.iter().flat_map(|block| block.column(index).to_vec()).collect() };
         let last = series.len().checked_sub(1).map(sums).unwrap_or_default();
-        (0..series.len()).into_par_iter().map(|index| of(&mut sums(index), &last)).collect()
+        (0..series.len()).into_par_iter().map(|index| of(index, &mut sums(index), &last)).collect()
     }
 
     /// How often each item is drawn in replicates `start..start + rows`, shape [rows, items].
@@ -213,6 +239,22 @@ mod tests {
         let both = bootstrap.intervals(&[&a, &b], 0.95).unwrap();
         let alone = bootstrap.intervals(&[&b], 0.95).unwrap();
         assert!((both[1].low - alone[0].low).abs() < 1e-12 && (both[1].high - alone[0].high).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_test_counts_the_replicates_that_are_as_far_off() {
+        let bootstrap = Bootstrap::new(25, 2000, 4).unwrap();
+        let near: Vec<f64> = (0..25).map(|i| f64::from(i % 5) - 1.6).collect();
+        let same = [0.3; 25];
+        let found = bootstrap.tested_intervals(&[&near, &same, &[0.0; 25]], 0.95).unwrap();
+        let counts = bootstrap.counts(0, 2000);
+        let total: f64 = near.iter().sum();
+        let away =
+            |row: ndarray::ArrayView1<f64>| (row.iter().zip(&near).map(|(c, v)| c * v).sum::<f64>() - total).abs();
+        let beyond = counts.rows().into_iter().filter(|row| away(*row) >= total - 1e-9).count();
+        assert!((found[0].1 - (1.0 + beyond as f64) / 2001.0).abs() < 1e-15 && found[0].1 > 0.05, "{found:?}");
+        assert_eq!((found[1].1, found[2].1), (1.0 / 2001.0, 1.0), "never 0; and no difference at all");
+        assert_eq!(found[0].0, bootstrap.intervals(&[&near], 0.95).unwrap()[0]);
     }
 
     #[test]

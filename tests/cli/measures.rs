@@ -110,6 +110,9 @@ fn every_measure_stands_in_the_tables_with_its_figure() {
         assert_eq!(pooled(measure, "all"), pooled("cka_layer0", "all"), "{measure}");
         assert_eq!(pooled(measure, "all") - pooled(measure, "no_first"), 40, "{measure}: a first token a text");
     }
+    for row in &rows {
+        assert_eq!(row["diff_p_holm"].is_empty(), row["diff_ci_low"].is_empty(), "{row:?}");
+    }
     let cosine = at("base", "cosine", "2").unwrap();
     assert!((at("base", "mad", "2").unwrap() - (1.0 - cosine)).abs() < 1e-12);
     for measure in ["retention", "retention_h0", "cka_layer0", "nearest_embedding"] {

@@ -6,11 +6,11 @@ use super::dose_grid::{DosePoint, canonical, mixed_blocks};
 use super::residual_share::{ResidualRow, ResidualShares};
 use super::similarity::EncodedText;
 use crate::data::{Example, Packed};
-use crate::measures::{CosineProbe, TokenSet, effective_rank};
+use crate::measures::{CosineProbe, CosineValue, TokenSet, effective_rank};
 use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::{AdapterError, Dose, Peft, ResidualConfig};
 use crate::probe::{Probe, Site};
-use crate::train::{TrainError, evaluate_model};
+use crate::train::{ExampleLoss, TrainError, evaluate_examples};
 use candle_core::{DType, Device, Tensor};
 
 /// Why a study cannot be made.
@@ -48,7 +48,7 @@ pub struct DoseStudy<'a> {
 }
 
 /// One layer of one point.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LayerValues {
     /// 0 is the embedding, 1 to L the blocks.
     pub layer: usize,
@@ -58,6 +58,8 @@ pub struct LayerValues {
     pub similarity_no_first: Option<f64>,
     /// Texts with a similarity.
     pub texts: u64,
+    /// Every text's similarity, all tokens; `None` where it is undefined.
+    pub by_text: Vec<Option<f64>>,
 }
 
 /// What a point gave.
@@ -67,8 +69,12 @@ pub struct Measured {
     pub layers: Vec<LayerValues>,
     /// Mean effective rank over texts after the last block.
     pub effective_rank: Option<f64>,
+    /// Every text's effective rank.
+    pub ranks: Vec<Option<f64>>,
     /// Mean next-token loss in nats over the target tokens.
     pub loss: f64,
+    /// Every example's part of it.
+    pub losses: Vec<ExampleLoss>,
     /// What every module read of h0.
     pub residual: Vec<ResidualRow>,
 }
@@ -163,9 +169,16 @@ impl<'a> DoseStudy<'a> {
             self.model.hidden_states(&batch, &pass, &mut probe)?;
             tick(group.len());
         }
-        let (loss, _) = evaluate_model(self.model, Some(peft), &self.examples, self.batch_size)?;
+        let evaluation = evaluate_examples(self.model, Some(peft), &self.examples, self.batch_size)?;
         tick(self.examples.len());
-        Ok(Measured { layers: probe.layers(), effective_rank: probe.effective_rank(), loss, residual: shares.rows("") })
+        Ok(Measured {
+            layers: probe.layers(),
+            effective_rank: probe.effective_rank(),
+            ranks: probe.ranks,
+            loss: evaluation.loss,
+            losses: evaluation.examples,
+            residual: shares.rows(""),
+        })
     }
 }
 
@@ -174,13 +187,13 @@ struct DoseProbe<'a> {
     blocks: usize,
     cosine: CosineProbe,
     texts: &'a [EncodedText],
-    ranks: (f64, u32),
+    ranks: Vec<Option<f64>>,
 }
 
 impl<'a> DoseProbe<'a> {
     fn new(blocks: usize) -> Self {
         let cosine = CosineProbe::new(blocks, None).only(|point| point.site != Site::FinalNorm);
-        Self { blocks, cosine, texts: &[], ranks: (0.0, 0) }
+        Self { blocks, cosine, texts: &[], ranks: Vec::new() }
     }
 
     fn expect(&mut self, texts: &'a [EncodedText]) {
@@ -191,22 +204,26 @@ impl<'a> DoseProbe<'a> {
     fn layers(&self) -> Vec<LayerValues> {
         let (all, no_first) = (self.cosine.curve(TokenSet::All), self.cosine.curve(TokenSet::NoFirst));
         let points = self.cosine.points().iter().enumerate().filter(|(_, point)| point.site != Site::FinalNorm);
-        let defined = |at: usize| {
-            let sets = self.cosine.values().iter().filter_map(|text| text.get(at)?.get(TokenSet::All as usize)?.value);
-            sets.count() as u64
+        let by_text = |at: usize| -> Vec<Option<f64>> {
+            let value = |text: &Vec<[CosineValue; 3]>| text.get(at)?.get(TokenSet::All as usize)?.value;
+            self.cosine.values().iter().map(value).collect()
         };
         points
-            .map(|(at, point)| LayerValues {
-                layer: point.layer,
-                similarity: all.get(at).copied().flatten(),
-                similarity_no_first: no_first.get(at).copied().flatten(),
-                texts: defined(at),
+            .map(|(at, point)| {
+                let by_text = by_text(at);
+                LayerValues {
+                    layer: point.layer,
+                    similarity: all.get(at).copied().flatten(),
+                    similarity_no_first: no_first.get(at).copied().flatten(),
+                    texts: by_text.iter().flatten().count() as u64,
+                    by_text,
+                }
             })
             .collect()
     }
 
     fn effective_rank(&self) -> Option<f64> {
-        let (sum, count) = self.ranks;
+        let (sum, count) = self.ranks.iter().flatten().fold((0.0, 0u32), |(sum, count), rank| (sum + rank, count + 1));
         (count > 0).then(|| sum / f64::from(count))
     }
 }
@@ -223,10 +240,7 @@ impl Probe for DoseProbe<'_> {
         for (index, text) in self.texts.iter().enumerate() {
             let start = batch.rows(index).start;
             let chosen = (start + text.span.start) * width..(start + text.span.end) * width;
-            if let Some(rank) = rows.get(chosen).and_then(|rows| effective_rank(rows, width)) {
-                self.ranks.0 += rank;
-                self.ranks.1 += 1;
-            }
+            self.ranks.push(rows.get(chosen).and_then(|rows| effective_rank(rows, width)));
         }
         Ok(())
     }

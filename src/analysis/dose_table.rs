@@ -2,8 +2,10 @@
 
 use super::dose::Measured;
 use super::dose_grid::DosePoint;
+use super::dose_spread::{Spread, Spreads, dose_spreads, spread_columns};
 use crate::peft::ResidualConfig;
 use crate::report::{Chart, Panel, Point, Series, Width};
+use crate::statistics::StatisticsError;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
@@ -34,6 +36,8 @@ pub struct DoseRow {
     pub loss: f64,
     /// Texts that entered.
     pub texts: u64,
+    /// Intervals of similarity, rank and loss, and their paired differences.
+    pub spreads: Spreads,
 }
 
 impl DoseRow {
@@ -42,11 +46,30 @@ impl DoseRow {
     }
 }
 
-/// The rows of one point.
-#[must_use]
-pub fn point_rows(run: &str, point: &DosePoint, trained: &ResidualConfig, measured: &Measured) -> Vec<DoseRow> {
+/// The rows of a study, point by point; `seed` draws the resamples of its intervals.
+///
+/// # Errors
+/// An interval cannot be computed.
+pub fn dose_rows(
+    run: &str,
+    points: &[(DosePoint, Measured)],
+    trained: &ResidualConfig,
+    seed: u64,
+) -> Result<Vec<DoseRow>, StatisticsError> {
+    let spreads = dose_spreads(points, trained, seed)?;
+    let rows = points.iter().zip(&spreads);
+    Ok(rows.flat_map(|((point, measured), spreads)| point_rows(run, point, trained, measured, spreads)).collect())
+}
+
+fn point_rows(
+    run: &str,
+    point: &DosePoint,
+    trained: &ResidualConfig,
+    measured: &Measured,
+    spreads: &[Spreads],
+) -> Vec<DoseRow> {
     let last = measured.layers.last().map(|values| values.layer);
-    let row = |values: &super::dose::LayerValues| DoseRow {
+    let row = |(values, spreads): (&super::dose::LayerValues, &Spreads)| DoseRow {
         run: run.to_owned(),
         dose_layer: point.layer.map(|layer| layer as u32),
         lambda: point.dose.lambda,
@@ -59,8 +82,9 @@ pub fn point_rows(run: &str, point: &DosePoint, trained: &ResidualConfig, measur
         effective_rank: measured.effective_rank.filter(|_| Some(values.layer) == last),
         loss: measured.loss,
         texts: values.texts,
+        spreads: *spreads,
     };
-    measured.layers.iter().map(row).collect()
+    measured.layers.iter().zip(spreads).map(row).collect()
 }
 
 /// The frame of `dose.csv` and `.parquet`.
@@ -71,7 +95,7 @@ pub fn dose_frame(rows: &[DoseRow]) -> Result<DataFrame, PolarsError> {
     fn cells<'a, T>(rows: &'a [DoseRow], cell: impl Fn(&'a DoseRow) -> T) -> Vec<T> {
         rows.iter().map(cell).collect()
     }
-    df!(
+    let mut frame = df!(
         "run" => cells(rows, |r| r.run.as_str()),
         "dose_layer" => cells(rows, DoseRow::dosed),
         "lambda" => cells(rows, |r| r.lambda),
@@ -84,7 +108,9 @@ pub fn dose_frame(rows: &[DoseRow]) -> Result<DataFrame, PolarsError> {
         "effective_rank" => cells(rows, |r| r.effective_rank),
         "loss" => cells(rows, |r| r.loss),
         "texts" => cells(rows, |r| r.texts),
-    )
+    )?;
+    frame.hstack_mut(&spread_columns(&cells(rows, |r| r.spreads)))?;
+    Ok(frame)
 }
 
 /// The rows of the last block: one for each point.
@@ -116,14 +142,26 @@ pub fn dose_chart(rows: &[DoseRow], loss: &LossSource) -> Chart {
 const SIMILARITY: &str = "token-wise cosine similarity";
 const LOSS: &str = "next-token loss (nats)";
 
-/// What a panel shows of a row.
+const BANDS: &str = "Bands: 95 % bootstrap over texts, of the loss over examples. Paired differences are narrower: \
+    dose.csv.";
+
+/// What stands at a row's place.
 type Value = fn(&DoseRow) -> Option<f64>;
+/// What a panel shows of a row, with its band.
+type Banded = fn(&DoseRow) -> (Option<f64>, &Spread);
+
+fn banded(x: f64, (y, spread): (Option<f64>, &Spread)) -> Point {
+    Point { x, y, interval: spread.interval.map(|interval| (interval.low, interval.high)) }
+}
+
+const OF_SIMILARITY: Banded = |row| (row.similarity, &row.spreads.similarity);
+const OF_LOSS: Banded = |row| (Some(row.loss), &row.spreads.loss);
 
 fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let lambda: Value = |row| Some(row.lambda);
     let share: Value = |row| row.real_share;
-    let (similarity, loss): (Value, Value) = (|row| row.similarity, |row| Some(row.loss));
-    let panel = |title: &str, y_label: &str, x: Value, y: Value| Panel {
+    let (similarity, loss) = (OF_SIMILARITY, OF_LOSS);
+    let panel = |title: &str, y_label: &str, x: Value, y: Banded| Panel {
         title: title.to_owned(),
         y_label: y_label.to_owned(),
         series: dose_curves(points, x, y),
@@ -143,15 +181,16 @@ fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
         notes: vec![
             format!("{note} All blocks dosed at once; curves: what the λ term reads. \"trained\": as trained."),
             "The share is the mean over tokens and dosed modules; λ = 1 has none, and `none` stays at 0.".to_owned(),
+            BANDS.to_owned(),
         ],
         width: Width::TwoColumn,
     }
 }
 
 /// A curve an arm in order of λ, and the trained point by itself.
-fn dose_curves(points: &[&DoseRow], x: Value, y: Value) -> Vec<Series> {
+fn dose_curves(points: &[&DoseRow], x: Value, y: Banded) -> Vec<Series> {
     let arms = dosed_arms(points);
-    let place = |row: &DoseRow| x(row).map(|x| Point { x, y: y(row), interval: None });
+    let place = |row: &DoseRow| x(row).map(|x| banded(x, y(row)));
     let mut series: Vec<Series> = arms
         .iter()
         .enumerate()
@@ -162,7 +201,12 @@ fn dose_curves(points: &[&DoseRow], x: Value, y: Value) -> Vec<Series> {
             hollow: Vec::new(),
         })
         .collect();
-    let trained = points.iter().find(|row| row.trained).and_then(|row| place(row));
+    // Where its arm has a curve, that curve's band is its own.
+    let bare = |row: &DoseRow, point: Point| Point {
+        interval: point.interval.filter(|_| !arms.contains(&row.arm.as_str())),
+        ..point
+    };
+    let trained = points.iter().find(|row| row.trained).and_then(|row| Some(bare(row, place(row)?)));
     series.push(Series {
         label: "trained".to_owned(),
         style: 0,
@@ -182,18 +226,18 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let trained = points.iter().find(|row| row.trained).map(|row| row.lambda);
     let shown = spread_out(&lambdas, trained);
     let arms = dosed_arms(points);
-    let (similarity, loss): (Value, Value) = (|row| row.similarity, |row| Some(row.loss));
-    let curve = |arm: &str, style: usize, lambda: f64, y: Value| Series {
+    let (similarity, loss) = (OF_SIMILARITY, OF_LOSS);
+    let curve = |arm: &str, style: usize, lambda: f64, y: Banded| Series {
         label: if Some(lambda) == trained { format!("λ = {lambda} (trained)") } else { format!("λ = {lambda}") },
         style,
         points: points
             .iter()
             .filter(|row| row.arm == arm && row.lambda == lambda)
-            .filter_map(|row| Some(Point { x: f64::from(row.dose_layer?), y: y(row), interval: None }))
+            .filter_map(|row| Some(banded(f64::from(row.dose_layer?), y(row))))
             .collect(),
         hollow: Vec::new(),
     };
-    let panel = |arm: &str, what: &str, y_label: &str, y: Value| Panel {
+    let panel = |arm: &str, what: &str, y_label: &str, y: Banded| Panel {
         title: format!("{what}, r = {arm}"),
         y_label: y_label.to_owned(),
         series: shown.iter().enumerate().map(|(style, &lambda)| curve(arm, style, lambda, y)).collect(),
@@ -207,7 +251,10 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
         x_label: "dosed block".to_owned(),
         integer_x: true,
         panels: panels.collect(),
-        notes: vec![format!("{note} The other blocks keep the λ and the arm that they were trained with.")],
+        notes: vec![
+            format!("{note} The other blocks keep the λ and the arm that they were trained with."),
+            BANDS.to_owned(),
+        ],
         width: Width::TwoColumn,
     }
 }
@@ -245,6 +292,7 @@ fn dosed_arms<'a>(points: &[&'a DoseRow]) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::statistics::Interval;
 
     fn row(layer: Option<u32>, arm: &str, lambda: f64) -> DoseRow {
         DoseRow {
@@ -260,6 +308,13 @@ mod tests {
             effective_rank: Some(4.0),
             loss: 2.0 + lambda,
             texts: 9,
+            spreads: Spreads {
+                loss: Spread {
+                    interval: Some(Interval { low: 1.0 + lambda, high: 3.0 + lambda }),
+                    ..Spread::default()
+                },
+                ..Spreads::default()
+            },
         }
     }
 
@@ -278,6 +333,10 @@ mod tests {
         assert_eq!(drawn(2, 0), [(0.0, Some(2.0)), (0.5, Some(2.5)), (1.0, Some(3.0))]);
         assert_eq!((drawn(0, 2), drawn(3, 2)), (vec![(0.5, Some(0.8))], vec![(0.25, Some(2.5))]));
         assert_eq!(chart.panels[0].series[2].label, "trained");
+        let bands = |panel: usize| chart.panels[panel].series[0].points.iter().map(|p| p.interval).collect::<Vec<_>>();
+        assert_eq!(bands(2), [Some((1.0, 3.0)), Some((1.5, 3.5)), Some((2.0, 4.0))]);
+        assert_eq!(bands(0), [None; 3]);
+        assert_eq!(chart.panels[2].series[2].points[0].interval, None, "the curve's band is the trained point's");
         assert!(chart.subtitle.contains("n = 9 texts; loss over the texts"));
     }
 

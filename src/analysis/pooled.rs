@@ -81,6 +81,19 @@ impl Pooled {
         }
     }
 
+    /// How many tokens entered a corpus measure: N of CKA, the size of the sample of the intrinsic dimension, the
+    /// tokens with a direction of the anisotropy. `None` for what was not kept.
+    #[must_use]
+    pub fn tokens(&self, measure: Measure) -> Option<u64> {
+        match measure {
+            Measure::Anisotropy => Some(self.anisotropy.as_ref()?.tokens()),
+            Measure::IntrinsicDimension => Some(self.sample.as_ref()?.len() as u64),
+            Measure::CkaLayer0 => Some(self.cka_layer0.as_ref()?.count()),
+            Measure::CkaBase => Some(self.cka_base.as_ref()?.count()),
+            _ => None,
+        }
+    }
+
     /// The file form: the count of texts, then each accumulator's own form behind its length, 0 for none.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -194,6 +207,9 @@ mod tests {
         let mean = all.moments.as_ref().unwrap().mean().unwrap();
         let half = |p: &Pooled, j: usize| p.moments.as_ref().unwrap().mean().unwrap()[j] / 2.0;
         (0..4).for_each(|j| assert!((mean[j] - half(&a, j) - half(&b, j)).abs() < 1e-12));
+        let tokens =
+            [Measure::Anisotropy, Measure::IntrinsicDimension, Measure::CkaLayer0, Measure::CkaBase, Measure::Cosine];
+        assert_eq!(tokens.map(|m| all.tokens(m)), [Some(30), Some(30), Some(30), None, None]);
         assert!(all.measure(Measure::Anisotropy).is_some() && a.measure(Measure::Anisotropy).is_none());
         assert!((all.measure(Measure::CkaLayer0).unwrap() - 1.0).abs() < 1e-9, "a layer with itself");
     }

@@ -29,8 +29,18 @@ pub struct RunValues {
     pub texts: Vec<MeasuredText>,
     /// By text, point, measure, token set; NaN is undefined.
     values: Vec<f64>,
-    /// Corpus measures with how many texts entered.
-    corpus: BTreeMap<(Point, Measure, TokenSet), (Option<f64>, u64)>,
+    corpus: BTreeMap<(Point, Measure, TokenSet), CorpusValue>,
+}
+
+/// A corpus measure and what it was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CorpusValue {
+    /// The value, if it is defined.
+    pub value: Option<f64>,
+    /// Texts that entered; 0 where there is no value.
+    pub texts: u64,
+    /// Tokens that were pooled, also where they were too few for a value; `None` if the measure was not taken.
+    pub tokens: Option<u64>,
 }
 
 impl RunValues {
@@ -48,7 +58,9 @@ impl RunValues {
             for measure in plan.corpus() {
                 for (set, pooled) in TokenSet::ALL.into_iter().zip(sets) {
                     let value = pooled.measure(measure);
-                    corpus.insert((point, measure, set), (value, if value.is_some() { pooled.texts } else { 0 }));
+                    let texts = if value.is_some() { pooled.texts } else { 0 };
+                    let found = CorpusValue { value, texts, tokens: pooled.tokens(measure) };
+                    corpus.insert((point, measure, set), found);
                 }
             }
         }
@@ -89,9 +101,9 @@ impl RunValues {
         members.map(value).collect()
     }
 
-    /// A corpus measure and how many texts entered.
+    /// A corpus measure.
     #[must_use]
-    pub fn corpus(&self, point: Point, measure: Measure, set: TokenSet) -> (Option<f64>, u64) {
+    pub fn corpus(&self, point: Point, measure: Measure, set: TokenSet) -> CorpusValue {
         self.corpus.get(&(point, measure, set)).copied().unwrap_or_default()
     }
 
@@ -111,7 +123,7 @@ impl RunValues {
     #[must_use]
     pub fn is_defined(&self, measure: Measure) -> bool {
         match measure.scope() {
-            Scope::Corpus => self.corpus.iter().any(|((_, m, _), (value, _))| *m == measure && value.is_some()),
+            Scope::Corpus => self.corpus.iter().any(|((_, m, _), found)| *m == measure && found.value.is_some()),
             Scope::Text => self.slot(measure).is_some_and(|slot| {
                 let width = self.measures.len() * 3;
                 self.values.chunks(width).any(|c| c.iter().skip(slot * 3).take(3).any(|v| !v.is_nan()))

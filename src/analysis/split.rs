@@ -16,7 +16,7 @@
 //! order would split what two of them do together otherwise. Where the norm stands after the sum (BERT), its effect
 //! belongs to the step that it ends.
 
-use super::intervals::Intervals;
+use super::estimates::Estimates;
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
 use crate::probe::Site;
@@ -99,7 +99,7 @@ fn before(layer: usize) -> Point {
 /// An interval cannot be computed.
 pub fn split_rows(runs: &[RunValues], seed: u64) -> Result<Vec<SplitRow>, StatisticsError> {
     let mut rows = Vec::new();
-    let mut intervals = Intervals::new(seed);
+    let mut estimates = Estimates::new(seed);
     for run in runs {
         for layer in split_layers(&run.points) {
             let sites = std::iter::once(before(layer)).chain(PARTS.map(|(_, site)| Point { site, layer }));
@@ -113,7 +113,7 @@ pub fn split_rows(runs: &[RunValues], seed: u64) -> Result<Vec<SplitRow>, Statis
                     let mut add = |part: &'static str, from: usize, to: usize| {
                         let value = |site: usize, text: usize| values.get(site)?.get(text).copied().flatten();
                         let change = |text| Some(value(to, text)? - value(from, text)?).filter(|_| whole(text));
-                        intervals.add((0..run.texts.len()).map(change).collect());
+                        estimates.add(&(0..run.texts.len()).map(change).collect::<Vec<_>>());
                         rows.push(SplitRow {
                             run: run.run.clone(),
                             layer: layer as u32,
@@ -134,9 +134,9 @@ pub fn split_rows(runs: &[RunValues], seed: u64) -> Result<Vec<SplitRow>, Statis
             }
         }
     }
-    for (row, found) in rows.iter_mut().zip(intervals.finish()?) {
+    for (row, found) in rows.iter_mut().zip(estimates.finish()?) {
         let Some(found) = found else { continue };
-        (row.change, row.texts) = (Some(found.mean), found.texts);
+        (row.change, row.texts) = (Some(found.mean), found.n);
         (row.ci_low, row.ci_high) = (Some(found.interval.low), Some(found.interval.high));
     }
     Ok(rows)

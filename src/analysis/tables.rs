@@ -1,23 +1,50 @@
 //! The tables of measured runs: means over texts with intervals and paired differences, and every text's own value.
 
-use super::intervals::Intervals;
+use super::estimates::Estimates;
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
-use crate::report::{PerTextRow, SimilarityRow};
-use crate::statistics::StatisticsError;
+use crate::report::{self, PerTextRow, SimilarityRow};
+use crate::statistics::{self, StatisticsError};
+use polars::prelude::{Column, DataFrame, PolarsError};
+use std::collections::BTreeMap;
+
+/// The table of several runs: what its readers need, and what stands beside it in the files.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SimilarityTable {
+    /// The rows.
+    pub rows: Vec<SimilarityRow>,
+    /// For each row the tokens that entered a corpus measure; `None` for a measure of texts.
+    pub n_tokens_pooled: Vec<Option<u64>>,
+    /// For each row the p-value of its `diff`, adjusted over the layers; `None` without one.
+    pub diff_p_holm: Vec<Option<f64>>,
+}
+
+impl SimilarityTable {
+    /// The frame of `similarity.csv` and `.parquet`: [`report::SIMILARITY_COLUMNS`], then `n_tokens_pooled`
+    /// and `diff_p_holm`.
+    ///
+    /// # Errors
+    /// None in practice; polars' functions are fallible.
+    pub fn frame(&self) -> Result<DataFrame, PolarsError> {
+        let mut frame = report::similarity_frame(&self.rows)?;
+        frame.with_column(Column::new("n_tokens_pooled".into(), &self.n_tokens_pooled))?;
+        frame.with_column(Column::new("diff_p_holm".into(), &self.diff_p_holm))?;
+        Ok(frame)
+    }
+}
 
 /// The table of several runs over the same texts; `references` gives for each run the one that its differences are
 /// against, if any. A run has rows only for what it measured.
 ///
 /// # Errors
 /// An interval cannot be computed.
-pub fn similarity_rows(
+pub fn similarity_table(
     runs: &[RunValues],
     references: &[Option<usize>],
     seed: u64,
-) -> Result<Vec<SimilarityRow>, StatisticsError> {
-    let mut rows = Vec::new();
-    let mut intervals = Intervals::new(seed);
+) -> Result<SimilarityTable, StatisticsError> {
+    let (mut rows, mut n_tokens_pooled) = (Vec::new(), Vec::new());
+    let mut estimates = Estimates::new(seed);
     // For each row its own series, and that of its differences.
     let mut series: Vec<(usize, usize, Option<usize>)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -27,6 +54,7 @@ pub fn similarity_rows(
                 for (slot, &measure) in run.measures.iter().enumerate() {
                     for tokens in TokenSet::ALL {
                         let mut row = empty_row(run, &group, point, measure, tokens, against);
+                        let mut pooled = None;
                         match measure.scope() {
                             Scope::Text => {
                                 let own = run.series(&group, at, slot, tokens);
@@ -34,41 +62,64 @@ pub fn similarity_rows(
                                     let (place, slot) = (r.place(point)?, r.slot(measure)?);
                                     Some(run.partners(r, &group, place, slot, tokens))
                                 });
-                                let pairs = other.map(|other| {
-                                    let apart = |(a, b): (&Option<f64>, &Option<f64>)| Some((*a)? - (*b)?);
-                                    intervals.add(own.iter().zip(&other).map(apart).collect())
-                                });
-                                series.push((rows.len(), intervals.add(own), pairs));
+                                let pairs = other.map(|other| estimates.add_difference(&own, &other));
+                                series.push((rows.len(), estimates.add(&own), pairs));
                             }
                             // One number for all texts: groups have none.
                             Scope::Corpus if group.is_some() => continue,
                             Scope::Corpus => {
-                                let (value, texts) = run.corpus(point, measure, tokens);
-                                let other = against.and_then(|r| r.corpus(point, measure, tokens).0);
-                                (row.mean, row.texts) = (value, texts);
-                                row.diff = value.zip(other).map(|(own, other)| own - other);
+                                let own = run.corpus(point, measure, tokens);
+                                let other = against.and_then(|r| r.corpus(point, measure, tokens).value);
+                                (row.mean, row.texts, pooled) = (own.value, own.texts, own.tokens);
+                                row.diff = own.value.zip(other).map(|(own, other)| own - other);
                             }
                         }
                         rows.push(row);
+                        n_tokens_pooled.push(pooled);
                     }
                 }
             }
         }
     }
-    let found = intervals.finish()?;
+    let found = estimates.finish()?;
+    let mut p_values = BTreeMap::new();
     let of = |number: usize| found.get(number).copied().flatten();
-    for (row, own, pairs) in series {
-        let Some(row) = rows.get_mut(row) else { continue };
+    for (place, own, pairs) in series {
+        let Some(row) = rows.get_mut(place) else { continue };
         if let Some(own) = of(own) {
-            (row.mean, row.std, row.texts) = (Some(own.mean), own.std, own.texts);
+            (row.mean, row.std, row.texts) = (Some(own.mean), own.std, own.n);
             (row.ci_low, row.ci_high) = (Some(own.interval.low), Some(own.interval.high));
         }
         if let Some(apart) = pairs.and_then(of) {
+            p_values.insert(place, apart.p);
             row.diff = Some(apart.mean);
             (row.diff_ci_low, row.diff_ci_high) = (Some(apart.interval.low), Some(apart.interval.high));
         }
     }
-    Ok(rows)
+    let diff_p_holm = adjusted(&rows, &p_values)?;
+    Ok(SimilarityTable { rows, n_tokens_pooled, diff_p_holm })
+}
+
+/// Holm's adjustment over the layers of one run, group, measure and token set. The embedding, the blocks and the final
+/// norm are one family; each site within the blocks is one of its own.
+fn adjusted(rows: &[SimilarityRow], p_values: &BTreeMap<usize, f64>) -> Result<Vec<Option<f64>>, StatisticsError> {
+    let mut families: BTreeMap<_, Vec<(usize, f64)>> = BTreeMap::new();
+    for (&place, &p) in p_values {
+        let Some(row) = rows.get(place) else { continue };
+        let stream = ["embedding", "block", "final_norm"].contains(&row.site.as_str());
+        let site = if stream { "" } else { row.site.as_str() };
+        families.entry((&row.run, &row.group, &row.measure, &row.tokens, site)).or_default().push((place, p));
+    }
+    let mut found = vec![None; rows.len()];
+    for family in families.into_values() {
+        let p_values: Vec<f64> = family.iter().map(|(_, p)| *p).collect();
+        for ((place, _), p) in family.into_iter().zip(statistics::holm(&p_values)?) {
+            if let Some(slot) = found.get_mut(place) {
+                *slot = Some(p);
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn empty_row(
@@ -135,4 +186,41 @@ pub fn per_text_rows(runs: &[RunValues]) -> Vec<PerTextRow> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Site;
+
+    #[test]
+    fn layers_are_one_family_and_other_sites_another() {
+        let row = |site: Site, layer: usize, tokens: TokenSet| {
+            let mut row = empty_row(
+                &RunValues::new("a", &plan(), vec![], vec![], &[]),
+                &None,
+                Point { site, layer },
+                Measure::Cosine,
+                tokens,
+                None,
+            );
+            row.diff = Some(0.1);
+            row
+        };
+        let rows = [
+            row(Site::Embedding, 0, TokenSet::All),
+            row(Site::Block, 1, TokenSet::All),
+            row(Site::FinalNorm, 1, TokenSet::All),
+            row(Site::FeedForwardH0, 1, TokenSet::All),
+            row(Site::Block, 1, TokenSet::NoFirst),
+            row(Site::Block, 2, TokenSet::NoFirst),
+        ];
+        let p_values = BTreeMap::from([(0, 0.5), (1, 0.01), (2, 0.02), (3, 0.03), (4, 0.04)]);
+        let found = adjusted(&rows, &p_values).unwrap();
+        assert_eq!(found, [Some(0.5), Some(0.03), Some(0.04), Some(0.03), Some(0.04), None]);
+    }
+
+    fn plan() -> super::super::plan::MeasurePlan {
+        super::super::plan::MeasurePlan { measures: vec![], points: vec![], seed: 0 }
+    }
 }

@@ -5,6 +5,7 @@
 
 use super::chunks::TextSupply;
 use super::distance::{DistanceBand, DistanceCosine, distance_cosines};
+use super::estimates::{Estimate, Estimates};
 use super::heatmap::{self, CosineMatrix};
 use super::layers::Layers;
 use super::similarity::{EncodedText, SimilarityError, StateSource};
@@ -17,8 +18,8 @@ use crate::measures::Point;
 use crate::model::{ModelError, Pass};
 use crate::peft::Peft;
 use crate::probe::{Probe, Site};
-use crate::report::{DistanceRow, TokenClassRow};
-use crate::statistics::{self, StatisticsError};
+use crate::report::{DistanceRow, MIN_TEXTS, TokenClassRow};
+use crate::statistics::StatisticsError;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -379,58 +380,85 @@ pub fn measure_pairs(
     Ok(probe.finish(run))
 }
 
-/// The table of similarity by class of token.
-///
-/// # Errors
-/// A value is not finite.
-pub fn token_class_rows(runs: &[RunPairs]) -> Result<Vec<TokenClassRow>, StatisticsError> {
-    let mut rows = Vec::new();
+/// A series' place in its table, with its estimate.
+type Estimated<'a, K> = (&'a RunPairs, usize, Site, K, &'a Series, Estimate);
+
+/// Every series that `of` lists, in the order of the runs, layers and sites; `seed` draws the resamples.
+fn estimated<'a, K: Copy + 'a>(
+    runs: &'a [RunPairs],
+    of: impl Fn(&'a PointPairs) -> &'a BTreeMap<K, Series>,
+    seed: u64,
+) -> Result<Vec<Estimated<'a, K>>, StatisticsError> {
+    let mut estimates = Estimates::new(seed);
+    let mut found = Vec::new();
     for run in runs {
         for (&(layer, site), point) in &run.points {
-            for (&(a, b), series) in &point.classes {
-                let (mean, std) = statistics::mean_and_std(&series.values)?;
-                rows.push(TokenClassRow {
-                    run: run.run.clone(),
-                    layer: layer as u32,
-                    site: site.to_string(),
-                    class_a: a.to_string(),
-                    class_b: b.to_string(),
-                    mean,
-                    std,
-                    pairs: series.pairs,
-                    texts: series.values.len() as u64,
-                });
+            for (&key, series) in of(point) {
+                estimates.add(&series.values.iter().copied().map(Some).collect::<Vec<_>>());
+                found.push((run, layer, site, key, series));
             }
         }
     }
-    Ok(rows)
+    // Every series has a value: a class or a band that no text has is not listed.
+    let estimates = estimates.finish()?.into_iter();
+    let rows = found.into_iter().zip(estimates).filter_map(|((run, layer, site, key, series), estimate)| {
+        estimate.map(|estimate| (run, layer, site, key, series, estimate))
+    });
+    Ok(rows.collect())
 }
 
-/// The table of similarity against distance.
+/// The ends of an interval of enough texts.
+fn ends(estimate: &Estimate) -> (Option<f64>, Option<f64>) {
+    let enough = Some(estimate.interval).filter(|_| estimate.n >= MIN_TEXTS);
+    (enough.map(|interval| interval.low), enough.map(|interval| interval.high))
+}
+
+/// The table of similarity by class of token; `seed` draws the resamples of its intervals.
 ///
 /// # Errors
 /// A value is not finite.
-pub fn distance_rows(runs: &[RunPairs]) -> Result<Vec<DistanceRow>, StatisticsError> {
-    let mut rows = Vec::new();
-    for run in runs {
-        for (&(layer, site), point) in &run.points {
-            for (band, series) in &point.distances {
-                let (mean, std) = statistics::mean_and_std(&series.values)?;
-                rows.push(DistanceRow {
-                    run: run.run.clone(),
-                    layer: layer as u32,
-                    site: site.to_string(),
-                    distance_from: band.from,
-                    distance_to: band.to,
-                    mean,
-                    std,
-                    pairs: series.pairs,
-                    texts: series.values.len() as u64,
-                });
-            }
+pub fn token_class_rows(runs: &[RunPairs], seed: u64) -> Result<Vec<TokenClassRow>, StatisticsError> {
+    let row = |(run, layer, site, (a, b), series, estimate): Estimated<'_, ClassPair>| {
+        let (ci_low, ci_high) = ends(&estimate);
+        TokenClassRow {
+            run: run.run.clone(),
+            layer: layer as u32,
+            site: site.to_string(),
+            class_a: a.to_string(),
+            class_b: b.to_string(),
+            mean: estimate.mean,
+            std: estimate.std,
+            ci_low,
+            ci_high,
+            pairs: series.pairs,
+            texts: estimate.n,
         }
-    }
-    Ok(rows)
+    };
+    Ok(estimated(runs, |point| &point.classes, seed)?.into_iter().map(row).collect())
+}
+
+/// The table of similarity against distance; `seed` draws the resamples of its intervals.
+///
+/// # Errors
+/// A value is not finite.
+pub fn distance_rows(runs: &[RunPairs], seed: u64) -> Result<Vec<DistanceRow>, StatisticsError> {
+    let row = |(run, layer, site, band, series, estimate): Estimated<'_, DistanceBand>| {
+        let (ci_low, ci_high) = ends(&estimate);
+        DistanceRow {
+            run: run.run.clone(),
+            layer: layer as u32,
+            site: site.to_string(),
+            distance_from: band.from,
+            distance_to: band.to,
+            mean: estimate.mean,
+            std: estimate.std,
+            ci_low,
+            ci_high,
+            pairs: series.pairs,
+            texts: estimate.n,
+        }
+    };
+    Ok(estimated(runs, |point| &point.distances, seed)?.into_iter().map(row).collect())
 }
 
 #[cfg(test)]
@@ -464,7 +492,7 @@ mod tests {
         let request = PairRequest { classes: true, distance_texts: Some(9), heatmap: None };
         let run = measured(&request, &Layers::All, &STATES).unwrap();
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
-        let classes = token_class_rows(std::slice::from_ref(&run)).unwrap();
+        let classes = token_class_rows(std::slice::from_ref(&run), 1).unwrap();
         let names: Vec<(&str, &str)> = classes.iter().map(|r| (r.class_a.as_str(), r.class_b.as_str())).collect();
         assert_eq!(names, [("first", "punctuation"), ("first", "words"), ("punctuation", "words")]);
         // first with a word: 0 in the one text, 0.6 in the other
@@ -472,7 +500,7 @@ mod tests {
         close(classes[1].std.unwrap(), 0.18_f64.sqrt());
         assert_eq!((classes[1].pairs, classes[1].texts, classes[1].site.as_str()), (2, 2, "block"));
         close(classes[2].mean, 0.8);
-        let distances = distance_rows(&[run]).unwrap();
+        let distances = distance_rows(&[run], 1).unwrap();
         assert_eq!(
             distances.iter().map(|r| (r.distance_from, r.pairs, r.texts)).collect::<Vec<_>>(),
             [(1, 3, 2), (2, 1, 1)]
@@ -481,6 +509,19 @@ mod tests {
         close(distances[0].mean, 0.5);
         close(distances[1].mean, 0.6);
         assert_eq!((distances[1].layer, distances[1].std), (1, None));
+        assert_eq!((distances[0].ci_low, distances[0].ci_high), (None, None), "two texts are too few");
+    }
+
+    #[test]
+    fn five_texts_have_an_interval() {
+        let series = |n: u32| Series { values: (0..n).map(|i| f64::from(i).sin()).collect(), pairs: 9 };
+        let band = DistanceBand::of;
+        let distances = BTreeMap::from([(band(1), series(5)), (band(2), series(4))]);
+        let points = BTreeMap::from([((1, Site::Block), PointPairs { distances, ..PointPairs::default() })]);
+        let rows = distance_rows(&[RunPairs { run: "base".into(), points, matrices: vec![] }], 3).unwrap();
+        let wanted = crate::statistics::bootstrap_mean_interval(&series(5).values, 0.95, 3).unwrap();
+        assert_eq!((rows[0].ci_low, rows[0].ci_high), (Some(wanted.low), Some(wanted.high)));
+        assert_eq!((rows[1].texts, rows[1].ci_low, rows[1].ci_high), (4, None, None));
     }
 
     #[test]
@@ -488,12 +529,12 @@ mod tests {
         let heatmap = HeatMapRequest { layers: Layers::Some(vec![1]), texts: vec![7] };
         let request = PairRequest { classes: false, distance_texts: Some(1), heatmap: Some(heatmap) };
         let run = measured(&request, &Layers::Some(vec![0]), &STATES).unwrap();
-        assert!(distance_rows(std::slice::from_ref(&run)).unwrap().is_empty(), "layer 1 is not among the layers");
+        assert!(distance_rows(std::slice::from_ref(&run), 1).unwrap().is_empty(), "layer 1 is not among the layers");
         let [matrix] = run.matrices.as_slice() else { panic!("{run:?}") };
         assert_eq!((matrix.text, matrix.tokens.as_slice()), (7, ["␣w0", "␣w1"].map(str::to_owned).as_slice()));
         assert!((matrix.cosines[1].unwrap() - 0.6).abs() < 1e-12);
         let run = measured(&request, &Layers::All, &STATES).unwrap();
-        assert_eq!(distance_rows(&[run]).unwrap()[0].texts, 1, "the first text alone");
+        assert_eq!(distance_rows(&[run], 1).unwrap()[0].texts, 1, "the first text alone");
         assert_eq!(request.distance_pairs(&vec![text(0, 5), text(1, 9)]).unwrap(), 10);
     }
 

@@ -5,7 +5,9 @@ use super::{open, progress, write_chart};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
-use crate::analysis::dose_table::{DoseRow, LossSource, dose_chart, dose_frame, last_block, point_rows};
+use crate::analysis::dose_spread::Difference;
+use crate::analysis::dose_table::{DoseRow, LossSource, dose_chart, dose_frame, dose_rows, last_block};
+use crate::analysis::estimates::LEVEL;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::residual_figure::residual_chart;
 use crate::analysis::residual_share::residual_frame;
@@ -16,6 +18,7 @@ use crate::model::LoadedModel;
 use crate::peft::{Arm, Dose, Peft, Policy, ResidualConfig, load_adapter};
 use crate::persist;
 use crate::report;
+use crate::statistics::REPLICATES;
 use crate::train::DtypeName;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -79,7 +82,7 @@ pub(super) struct DoseArgs {
     /// Which modules are dosed: official or all. For an adapter trained without a residual, whose file does not say.
     #[arg(long)]
     sibo_policy: Option<Policy>,
-    /// Seed of --val-size, and of shuffled and random where the adapter's file has none.
+    /// Seed of --val-size, of the bootstrap, and of shuffled and random where the adapter's file has none.
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Texts or examples that run through the model together; bounds memory, and moves no more than last digits.
@@ -126,11 +129,10 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         );
     }
     let bar = progress::bar(cost as u64, "sequences", quiet);
-    let mut rows = Vec::new();
-    for (index, point) in points.iter().enumerate() {
+    let mut found = Vec::with_capacity(points.len());
+    for (index, &point) in points.iter().enumerate() {
         bar.set_prefix(format!("{} λ {}", point.dose.arm, point.dose.lambda));
-        let measured = study.measure(point, &mut |n| bar.inc(n as u64))?;
-        rows.extend(point_rows(&name, point, &trained, &measured));
+        found.push((point, study.measure(&point, &mut |n| bar.inc(n as u64))?));
         if !quiet && bar.is_hidden() && (index + 1) % 10 == 0 {
             note!("{} of {} points", index + 1, points.len());
         }
@@ -139,6 +141,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let mut residual = study.measure(&as_trained, &mut |_| ())?.residual;
     residual.iter_mut().for_each(|row| row.run.clone_from(&name));
     bar.finish_and_clear();
+    let rows = dose_rows(&name, &found, &trained, args.seed)?;
 
     report::write_table(&args.out, "dose", &mut dose_frame(&rows)?)?;
     write_chart(&args.out, "dose", &dose_chart(&rows, &loss_source))?;
@@ -153,6 +156,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         .set("data", args.data.as_deref().map(|path| described_file(path, examples.len())).transpose()?)
         .set("lambda", json!(args.lambda.with(trained.lambda).values()))
         .set("sequences", cost)
+        .set("bootstrap", json!({"replicates": REPLICATES, "level": LEVEL, "seed": args.seed}))
         .set("layers_convention", "0 embedding, 1..L blocks")
         .set("device", "cpu")
         .set("dtype", format!("{:?}", args.dtype).to_lowercase());
@@ -273,23 +277,28 @@ fn described_file(path: &Path, used: usize) -> Result<Value> {
 fn print_table(rows: &[DoseRow]) {
     let points = last_block(rows);
     let layer = points.first().map_or(0, |row| row.layer);
-    say!("similarity and effective rank after block {layer}; loss in nats; * as trained");
     say!(
-        "{:<10} {:>6} {:>7}  {:>8}  {:>10} {:>8} {:>9}",
-        "residual",
-        "blocks",
-        "lambda",
-        "h0 share",
-        "similarity",
-        "rank",
-        "loss"
+        "similarity and effective rank after block {layer}; loss in nats; * as trained; minus: of similarity, paired by \
+         text [95 %]"
     );
+    let against_none = points.iter().any(|row| row.spreads.similarity.none.is_some());
+    let none_title = if against_none { "minus none" } else { "" };
+    let line = format!(
+        "{:<10} {:>6} {:>7}  {:>8}  {:>10} {:>8} {:>9}  {:<25}  {none_title}",
+        "residual", "blocks", "lambda", "h0 share", "similarity", "rank", "loss", "minus trained"
+    );
+    say!("{}", line.trim_end());
     for row in points {
         let number = |value: Option<f64>, decimals: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
         };
-        say!(
-            "{:<10} {:>6} {:>6.3}{}  {:>8}  {:>10} {:>8} {:>9}",
+        let difference = |difference: Option<Difference>| {
+            let text = |d: Difference| format!("{:+.4} [{:+.4}, {:+.4}]", d.mean, d.interval.low, d.interval.high);
+            difference.map_or_else(|| "-".to_owned(), text)
+        };
+        let none = if against_none { difference(row.spreads.similarity.none) } else { String::new() };
+        let line = format!(
+            "{:<10} {:>6} {:>6.3}{}  {:>8}  {:>10} {:>8} {:>9}  {:<25}  {none}",
             row.arm,
             row.dose_layer.map_or_else(|| "all".to_owned(), |layer| layer.to_string()),
             row.lambda,
@@ -297,7 +306,9 @@ fn print_table(rows: &[DoseRow]) {
             number(row.real_share, 4),
             number(row.similarity, 4),
             number(row.effective_rank, 2),
-            number(Some(row.loss), 4)
+            number(Some(row.loss), 4),
+            difference(row.spreads.similarity.trained)
         );
+        say!("{}", line.trim_end());
     }
 }

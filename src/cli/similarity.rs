@@ -24,7 +24,7 @@ use crate::data::Span;
 use crate::hash;
 use crate::measures::{Measure, parse_measures};
 use crate::persist;
-use crate::report::{self, SimilarityRow, per_text_frame, similarity_frame};
+use crate::report::{self, SimilarityRow, per_text_frame};
 use crate::train::DtypeName;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
@@ -175,11 +175,12 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
     let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
-    let rows = tables::similarity_rows(&done.runs, &done.references, args.seed)?;
+    let table = tables::similarity_table(&done.runs, &done.references, args.seed)?;
     let written = Results::begin(&args.out, args.out.join(follow::PROGRESS).join("results"))?;
     let beside = SimilarityArgs { out: written.staging().to_owned(), ..args.clone() };
     let out = &beside.out;
-    report::write_table(out, "similarity", &mut similarity_frame(&rows)?)?;
+    report::write_table(out, "similarity", &mut table.frame()?)?;
+    let rows = table.rows;
     report::write_parquet(&out.join("per_text.parquet"), &mut per_text_frame(&tables::per_text_rows(&done.runs))?)?;
     if !done.means.is_empty() {
         done.means.write(&out.join("means.safetensors"))?;
@@ -194,7 +195,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         super::write_chart(out, "residual", &residual_chart(&done.residual))?;
     }
     let split = if args.split { split::write(&beside, &measures, &done.runs)? } else { Vec::new() };
-    token_pairs::write(out, &done.request, &done.pairs)?;
+    token_pairs::write(out, &done.request, &done.pairs, args.seed)?;
     if !done.request.is_empty() {
         manifest.set("token_pairs", args.pairs.describe());
     }

@@ -79,15 +79,15 @@ impl PairArgs {
     }
 }
 
-/// Writes the tables and figures that `request` asks for.
-pub(super) fn write(out: &Path, request: &PairRequest, runs: &[RunPairs]) -> Result<()> {
+/// Writes the tables and figures that `request` asks for; `seed` is that of their intervals.
+pub(super) fn write(out: &Path, request: &PairRequest, runs: &[RunPairs], seed: u64) -> Result<()> {
     if request.classes {
-        let rows = token_pairs::token_class_rows(runs)?;
+        let rows = token_pairs::token_class_rows(runs, seed)?;
         report::write_table(out, "token_classes", &mut report::token_class_frame(&rows)?)?;
         write_drawing(out, "token_classes", &report::token_class_chart(&rows).draw())?;
     }
     if request.distance_texts.is_some() {
-        let rows = token_pairs::distance_rows(runs)?;
+        let rows = token_pairs::distance_rows(runs, seed)?;
         report::write_table(out, "distance", &mut report::distance_frame(&rows)?)?;
         write_drawing(out, "distance", &report::distance_chart(&rows).draw())?;
     }

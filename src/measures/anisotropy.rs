@@ -74,6 +74,12 @@ impl Anisotropy {
         self.texts
     }
 
+    /// How many tokens count: those with a direction.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// The anisotropy; `None` where fewer than two texts have a token that counts.
     #[must_use]
     pub fn finish(&self) -> Option<f64> {

@@ -4,7 +4,8 @@
 //! Network Representations Revisited*, ICML 2019). The plain value is biased upwards: 0.92 for independent data
 //! at N = 50, d = 576. So each of the three is replaced by its debiased estimate (Song et al., *Feature Selection
 //! via Dependence Maximization*, JMLR 2012): `‖YᵀX‖_F² − N/(N−2) Σ_i ‖x_i‖²‖y_i‖² + ‖X‖_F²‖Y‖_F²/((N−1)(N−2))`. At most 1; about 0 and possibly
-//! below it for unrelated data; invariant to rotation and one common scale. Undefined for N < 4.
+//! below it for unrelated data; invariant to rotation and one common scale. Undefined for N < 4, and where one side
+//! varies by no more than the rounding of its mean: all tokens are the same then.
 //!
 //! Matrix class: three d×d matrices a point (two of them triangles), 8 MB at d = 576; O(N·d²) time.
 //!
@@ -86,7 +87,7 @@ impl Cka {
     /// Debiased CKA; `None` for N < 4 and where one of the two does not vary.
     #[must_use]
     pub fn finish(&self) -> Option<f64> {
-        if self.count < 4 {
+        if self.count < 4 || !self.varies() {
             return None;
         }
         let n = self.count as f64;
@@ -104,7 +105,19 @@ impl Cka {
     /// The plain, biased value; not shown in tables.
     #[must_use]
     pub fn biased(&self) -> Option<f64> {
+        if !self.varies() {
+            return None;
+        }
         ratio(squared(&self.cross), squared_symmetric(&self.first), squared_symmetric(&self.second))
+    }
+
+    /// Whether both sides vary. A mean of N terms is off by up to N·ε; what identical tokens are away from theirs is
+    /// that alone, and a ratio of roundings would pass for a value. NaN passes: [`ratio`] refuses it.
+    fn varies(&self) -> bool {
+        let n = self.count as f64;
+        let rounding = (n + 2.0) * f64::EPSILON;
+        let still = |sums: &Mat<f64>, mean: &[f64]| trace(sums) <= n * rounding * rounding * dot(mean, mean);
+        !still(&self.first, &self.first_mean) && !still(&self.second, &self.second_mean)
     }
 
     /// The file form: means, counts, the three matrices (two of them as triangles).

@@ -1,5 +1,6 @@
 //! Every measure against NumPy and SciPy (`tests/golden/measures.py`), and the properties that it must have.
 
+use super::streaming::{States, TextRows, Wanted, centred_unit_sum, text_sums};
 use super::*;
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
@@ -31,7 +32,8 @@ impl Matrix {
 
     fn singles(&self) -> Vec<f32> {
         let singles: Vec<f32> = self.values.iter().map(|&x| x as f32).collect();
-        assert!(singles.iter().zip(&self.values).all(|(&s, &v)| f64::from(s) == v), "not exact in f32");
+        let exact = |(&s, &v): (&f32, &f64)| f64::from(s).total_cmp(&v).is_eq();
+        assert!(singles.iter().zip(&self.values).all(exact), "not exact in f32");
         singles
     }
 }
@@ -98,6 +100,28 @@ fn text_measures<T: Real>(
     values
 }
 
+/// The same measures but the spectral ones, by the sums that the command line makes.
+fn streamed<T: Real>(rows: &[T], mean: &[f64], deviation: &[f64], start: &[T]) -> Vec<(Measure, Option<f64>)> {
+    let (width, n) = (mean.len(), rows.len() / mean.len());
+    let text = TextRows { special: vec![], span: 0..n };
+    let states = States { values: rows, width, layer0: Some(start), h0: Some(start) };
+    let sums = text_sums(states, &text, Wanted { sum: true, squares: true, residual: true });
+    assert_eq!(sums.finite, rows.iter().all(|&x| Into::<f64>::into(x).is_finite()));
+    let positions: Vec<usize> = (0..n).collect();
+    let scale: Vec<f64> = deviation.iter().map(|&d| if d > 0.0 { 1.0 / d } else { 0.0 }).collect();
+    let moved = |scale| {
+        let (sum, n) = centred_unit_sum(rows, width, &positions, mean, scale);
+        streaming::pairwise(&sum, n)
+    };
+    let value = |measure: Measure| match measure.need() {
+        Some(Need::CorpusMean) => moved(None),
+        Some(Need::CorpusDeviation) => moved(Some(&scale)),
+        _ => sums.set(TokenSet::All).measure(measure),
+    };
+    let streaming = |m: &Measure| m.class() == Class::Streaming && m.scope() == Scope::Text;
+    Measure::ALL.into_iter().filter(streaming).map(|measure| (measure, value(measure))).collect()
+}
+
 #[test]
 fn texts_agree_with_numpy() {
     let expected = expected();
@@ -107,23 +131,30 @@ fn texts_agree_with_numpy() {
         let (rows, start) = (read("rows").repeated(repeated), read("start").repeated(repeated));
         let (mean, deviation) = (read("mean").values, read("deviation").values);
         let check = |values: Vec<(Measure, Option<f64>)>, form: &str| {
-            assert_eq!(values.len(), case["values"].as_object().unwrap().len());
             for (measure, found) in values {
-                let norm = case["values"]["norm_mean"].as_f64().unwrap();
+                let name = if measure == Measure::RetentionH0 { Measure::Retention } else { measure }.name();
+                let norm = case["values"]["norm_mean"].as_f64().unwrap_or(0.0);
                 let absolute = match measure {
                     Measure::NormMean | Measure::Dirichlet => 0.0,
                     Measure::NormStd => 1e-14 * norm,
                     _ => 1e-13,
                 };
-                let what = format!("{measure} of {} in {form}", case["name"]);
-                assert_close(found, &case["values"][measure.name()], absolute, &what);
+                let wanted = case["values"].get(name).unwrap();
+                assert_close(found, wanted, absolute, &format!("{measure} of {} in {form}", case["name"]));
             }
         };
-        check(text_measures(rows.rows(), &mean, &deviation, start.rows()), "f64");
+        let pure = text_measures(rows.rows(), &mean, &deviation, start.rows());
+        assert_eq!(pure.len(), case["values"].as_object().unwrap().len());
+        check(pure, "f64");
+        let sums = streamed(&rows.values, &mean, &deviation, &start.values);
+        assert_eq!(sums.len(), 15);
+        check(sums, "sums of f64");
         if case["f32"].as_bool().unwrap() {
             // Sums are in f64 whatever the rows are in, so the bound is the same.
             let singles = rows.singles();
             check(text_measures(Rows::new(&singles, rows.width), &mean, &deviation, start.rows()), "f32");
+            let start = start.singles();
+            check(streamed(&singles, &mean, &deviation, &start), "sums of f32");
         }
     }
 }
@@ -143,9 +174,24 @@ fn attention_agrees_with_scipy() {
             (Measure::DirichletAttention, dirichlet_attention(rows.rows(), &positions, maps)),
         ];
         for (measure, value) in found {
-            assert_close(value, &case[measure.name()], 0.0, measure.name());
+            let wanted = case.get(measure.name()).unwrap();
+            assert_close(value, wanted, 0.0, &format!("{measure} of {}, causal {causal}", case["name"]));
         }
     }
+}
+
+#[test]
+fn uniform_attention_over_4000_tokens_agrees_with_the_factorial() {
+    let case = &expected()["uniform"];
+    let n = case["tokens"].as_u64().unwrap() as usize;
+    let mut maps = vec![0.0; n * n];
+    for (i, row) in maps.chunks_mut(n).enumerate() {
+        row[..=i].fill(1.0 / (i + 1) as f64);
+    }
+    let (maps, positions) = (AttentionMaps::new(&maps, 1, n).unwrap(), (0..n).collect::<Vec<_>>());
+    assert_close(attention_entropy(maps, &positions), &case["attention_entropy"], 0.0, "entropy");
+    let normalised = attention_entropy_normalised(maps, &positions, true).unwrap();
+    assert!((normalised - 1.0).abs() < 1e-12, "{normalised}");
 }
 
 /// The rows of the golden corpus, a slice a text.
@@ -161,23 +207,93 @@ fn corpus<'a>(matrix: &'a Matrix, lengths: &[usize]) -> Vec<Rows<'a, f64>> {
         .collect()
 }
 
+/// A corpus and its means as the command line makes them: from the sums of each text.
+fn summed<T: Real>(texts: &[Rows<'_, T>]) -> (Moments, Anisotropy) {
+    let width = texts[0].width();
+    let (mut moments, mut anisotropy) = (Moments::new(width), Anisotropy::new(width));
+    for text in texts {
+        let states = States { values: text.values(), width, layer0: None, h0: None };
+        let rows = TextRows { special: vec![], span: 0..text.n() };
+        let sums = text_sums(states, &rows, Wanted { sum: true, squares: true, residual: true });
+        let all = sums.set(TokenSet::All);
+        moments.add_sums(all.rows as u64, &all.sum, &all.squares);
+        anisotropy.add_text(all.directed as u64, &all.unit_sum);
+    }
+    (moments, anisotropy)
+}
+
+fn moments<T: Real>(texts: &[Rows<'_, T>]) -> Moments {
+    let mut sums = Moments::new(texts[0].width());
+    texts.iter().for_each(|&text| sums.add(text));
+    sums
+}
+
+fn assert_corpus<T: Real>(case: &Json, texts: &[Rows<'_, T>], others: &[Rows<'_, T>], form: &str) {
+    let what = |measure: &str| format!("{measure} of {} in {form}", case["name"]);
+    let mut direct = Anisotropy::new(texts[0].width());
+    texts.iter().for_each(|&text| direct.add(text));
+    for (moments, other, anisotropy, by) in [
+        (moments(texts), moments(others), direct, "rows"),
+        (summed(texts).0, summed(others).0, summed(texts).1, "sums"),
+    ] {
+        let what = |measure: &str| what(&format!("{measure} by {by}"));
+        assert_close(anisotropy.finish(), case.get("anisotropy").unwrap(), 1e-15, &what("anisotropy"));
+        assert_eq!(moments.mean().is_some(), case["mean"].is_array(), "{}", what("mean"));
+        let (Some(first), Some(second)) = (moments.mean(), other.mean()) else { continue };
+        let close = |a: &[f64], b: Vec<f64>| a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(close(&first, floats(&case["mean"])), "{}", what("mean"));
+        assert!(close(&moments.deviation().unwrap(), floats(&case["deviation"])), "{}", what("deviation"));
+        let mut cka = Cka::new(first, second);
+        texts.iter().zip(others).for_each(|(&a, &b)| cka.add(a, b));
+        assert_close(cka.finish(), case.get("cka").unwrap(), 1e-15, &what("cka"));
+        assert_close(cka.biased(), case.get("cka_biased").unwrap(), 1e-15, &what("biased cka"));
+        assert_eq!(cka.count(), texts.iter().map(|text| text.n() as u64).sum::<u64>());
+        // Tokens that are all their own mean have no direction left.
+        let (mean, deviation) = (moments.mean().unwrap(), moments.deviation().unwrap());
+        if deviation.iter().all(|&d| d == 0.0) {
+            for text in texts {
+                assert_eq!(cosine_centred(*text, &mean), None, "{}", what("cosine_centred"));
+                assert_eq!(cosine_standardised(*text, &mean, &deviation), None);
+                let positions: Vec<usize> = (0..text.n()).collect();
+                let (sum, count) = centred_unit_sum(text.values(), text.width(), &positions, &mean, None);
+                assert_eq!(streaming::pairwise(&sum, count), None, "{}", what("sums of cosine_centred"));
+            }
+        }
+    }
+}
+
 #[test]
-fn corpus_measures_agree_with_numpy_and_merge() {
-    let case = &expected()["corpus"];
+fn corpora_agree_with_numpy() {
+    for (i, case) in expected()["corpora"].as_array().unwrap().iter().enumerate() {
+        let repeated = case["repeated"].as_u64().unwrap() as usize;
+        let [rows, others] = ["rows", "others"].map(|part| Matrix::read(&format!("corpus.{i}.{part}")));
+        let lengths = indices(&case["lengths"]);
+        let repeat = |matrix: &Matrix| -> Vec<Matrix> {
+            let own = |text: &Rows<'_, f64>| Matrix { values: text.values().repeat(repeated), width: matrix.width };
+            corpus(matrix, &lengths).iter().map(own).collect()
+        };
+        let (texts, other_texts) = (repeat(&rows), repeat(&others));
+        fn views(texts: &[Matrix]) -> Vec<Rows<'_, f64>> {
+            texts.iter().map(Matrix::rows).collect()
+        }
+        assert_corpus(case, &views(&texts), &views(&other_texts), "f64");
+        if case["f32"].as_bool().unwrap() {
+            let singles = |texts: &[Matrix]| -> Vec<Vec<f32>> { texts.iter().map(Matrix::singles).collect() };
+            let (a, b) = (singles(&texts), singles(&other_texts));
+            let first: Vec<_> = a.iter().map(|values| Rows::new(values, rows.width)).collect();
+            let second: Vec<_> = b.iter().map(|values| Rows::new(values, others.width)).collect();
+            assert_corpus(case, &first, &second, "f32");
+        }
+    }
+}
+
+#[test]
+fn parts_that_were_saved_read_and_merged_are_all_at_once() {
+    let case = &expected()["corpora"][0];
     let lengths = indices(&case["lengths"]);
-    let (rows, others) = (Matrix::read("corpus.rows"), Matrix::read("corpus.others"));
+    let (rows, others) = (Matrix::read("corpus.0.rows"), Matrix::read("corpus.0.others"));
     let (texts, other_texts) = (corpus(&rows, &lengths), corpus(&others, &lengths));
-
-    let moments = |texts: &[Rows<'_, f64>]| {
-        let mut sums = Moments::new(texts[0].width());
-        texts.iter().for_each(|&text| sums.add(text));
-        sums
-    };
     let whole = moments(&texts);
-    let close = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12);
-    assert!(close(whole.mean().unwrap(), floats(&case["mean"])));
-    assert!(close(whole.deviation().unwrap(), floats(&case["deviation"])));
-
     let (first, second) = (whole.mean().unwrap(), moments(&other_texts).mean().unwrap());
     let anisotropy = |range: std::ops::Range<usize>| {
         let mut sums = Anisotropy::new(rows.width);
@@ -189,12 +305,6 @@ fn corpus_measures_agree_with_numpy_and_merge() {
         range.for_each(|i| sums.add(texts[i], other_texts[i]));
         sums
     };
-    assert_close(anisotropy(0..6).finish(), &case["anisotropy"], 1e-15, "anisotropy");
-    assert_close(cka(0..6).finish(), &case["cka"], 1e-15, "cka");
-    assert_close(cka(0..6).biased(), &case["cka_biased"], 1e-15, "biased cka");
-    assert_eq!(cka(0..6).count(), 31);
-
-    // Parts that were saved, read and merged are all at once.
     let mut merged = Anisotropy::from_bytes(&anisotropy(0..2).to_bytes()).unwrap();
     merged.merge(&Anisotropy::from_bytes(&anisotropy(2..6).to_bytes()).unwrap());
     assert_close(merged.finish(), &case["anisotropy"], 1e-15, "merged anisotropy");
@@ -204,28 +314,41 @@ fn corpus_measures_agree_with_numpy_and_merge() {
     assert_close(merged.finish(), &case["cka"], 1e-15, "merged cka");
     let mut merged = Moments::from_bytes(&moments(&texts[..3]).to_bytes()).unwrap();
     merged.merge(&moments(&texts[3..]));
+    let close = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12);
     assert!(close(merged.mean().unwrap(), whole.mean().unwrap()) && merged.count() == whole.count());
 }
 
 #[test]
 fn intrinsic_dimension_agrees_with_all_distances() {
-    for (key, value) in expected()["two_nn"].as_object().unwrap() {
-        let points = Matrix::read(&format!("two_nn.{key}"));
-        assert_close(two_nn(points.rows()), value, 0.0, key);
+    for (i, case) in expected()["two_nn"].as_array().unwrap().iter().enumerate() {
+        let repeated = case["repeated"].as_u64().unwrap() as usize;
+        let points = Matrix::read(&format!("two_nn.{i}")).repeated(repeated);
+        let name = case["name"].as_str().unwrap();
+        assert_close(two_nn(points.rows()), case.get("value").unwrap(), 0.0, name);
+        if points.values.iter().all(|&x| f64::from(x as f32).total_cmp(&x).is_eq()) {
+            // As the command line does it: a sample of all tokens, kept in f32.
+            let mut sample = TokenSample::new(5, MAX_TOKENS, points.width);
+            sample.add(0, &(0..points.rows().n()).collect::<Vec<_>>(), points.rows());
+            assert_close(sample.finish(), case.get("value").unwrap(), 0.0, &format!("{name}, sampled"));
+        }
     }
-    assert_eq!(two_nn(Rows::new(&[1.0f32, 2.0].repeat(200), 2)), None, "one distinct point");
-    let mut bad: Vec<f64> = (0..200).map(|i| f64::from(i * i % 97)).collect();
-    bad[7] = f64::NAN;
-    assert_eq!(two_nn(Rows::new(&bad, 2)), None);
 }
 
 #[test]
 fn nearest_embeddings_agree_with_all_cosines() {
-    let (table, rows) = (Matrix::read("nearest.table"), Matrix::read("nearest.rows"));
+    for (i, case) in expected()["nearest"].as_array().unwrap().iter().enumerate() {
+        let [table, rows] = ["table", "rows"].map(|part| Matrix::read(&format!("nearest.{i}.{part}")));
+        let rows = rows.repeated(case["repeated"].as_u64().unwrap() as usize);
+        let values = table.singles();
+        let table = EmbeddingTable::new(&values, table.width).unwrap();
+        let wanted: Option<Vec<Option<u32>>> = serde_json::from_value(case["ids"].clone()).unwrap();
+        let wanted = wanted.map(|ids| ids.into_iter().cycle().take(rows.rows().n()).collect());
+        assert_eq!(table.nearest(rows.rows()), wanted, "{}", case["name"]);
+    }
+    let (table, rows) = (Matrix::read("nearest.0.table"), Matrix::read("nearest.0.rows"));
     let values = table.singles();
     let table = EmbeddingTable::new(&values, table.width).unwrap();
-    let expected: Vec<Option<u32>> = serde_json::from_value(expected()["nearest"].clone()).unwrap();
-    assert_eq!(table.nearest(rows.rows()).unwrap(), expected);
+    let expected: Vec<Option<u32>> = serde_json::from_value(expected()["nearest"][0]["ids"].clone()).unwrap();
     // Its own id where it is the lowest of equals; the last row is zero and does not count.
     let mut ids: Vec<u32> = expected.iter().map(|id| id.unwrap_or(0)).collect();
     assert_eq!(nearest_embedding(rows.rows(), &ids, &table), Some(1.0));

@@ -100,21 +100,20 @@ impl<'a> EmbeddingTable<'a> {
             .collect()
     }
 
-    /// The candidate of the largest cosine in f64, the lowest id among equals; candidates come in order of id.
+    /// The candidate of the largest cosine in f64, the lowest id among equals; candidates come in order of id. Equal
+    /// up to rounding: multiples of one row have one direction, and in one dimension half of all rows have.
     fn exact<T: Real>(&self, row: &[T], candidates: &[u32]) -> Option<u32> {
-        let mut best: Option<(u32, f64)> = None;
-        for &id in candidates {
+        let length = norm(row);
+        let cosine = |id: u32| {
             let at = id as usize;
-            let norm = *self.norms.get(at)?;
-            if norm == 0.0 {
-                continue;
-            }
-            let cosine = dot(row, self.rows.row(at)) / norm;
-            if best.is_none_or(|(_, largest)| cosine > largest) {
-                best = Some((id, cosine));
-            }
-        }
-        best.map(|(id, _)| id)
+            let norm = self.norms.get(at).copied()?;
+            // A row without a direction is never nearest.
+            Some(if norm > 0.0 { dot(row, self.rows.row(at)) / norm / length } else { f64::NEG_INFINITY })
+        };
+        let cosines: Vec<f64> = candidates.iter().map(|&id| cosine(id)).collect::<Option<_>>()?;
+        let largest = cosines.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let slack = (row.len() as f64 + 8.0) * f64::EPSILON;
+        candidates.iter().zip(cosines).find(|(_, cosine)| *cosine >= largest - slack).map(|(&id, _)| id)
     }
 }
 

@@ -215,7 +215,7 @@ pub fn text_sums<T>(states: States<'_, T>, text: &TextRows, wanted: Wanted) -> T
 
 vectorised! {
 /// Σ of the unit rows of `(h − mean) · scale` over `positions`, and how many were not zero; without `scale`, of
-/// `h − mean`.
+/// `h − mean`, where a row within [`mean_rounding`] is zero. A row that is not finite makes the sum NaN.
 #[must_use]
 pub fn centred_unit_sum<T>(
     values: &[T],
@@ -225,6 +225,7 @@ pub fn centred_unit_sum<T>(
     scale: Option<&[f64]>,
 ) -> (Vec<f64>, usize) {
     let (mut sum, mut count, mut moved) = (vec![0.0; width], 0, vec![0.0; width]);
+    let zero = if scale.is_none() { mean_rounding(mean) } else { 0.0 };
     for &position in positions {
         let row = row_of(values, position, width);
         match scale {
@@ -235,8 +236,8 @@ pub fn centred_unit_sum<T>(
                 .for_each(|(c, (&x, (m, s)))| *c = (x.into() - m) * s),
         }
         let norm = reduce(&moved, |x| x * x).sqrt();
-        if norm > 0.0 {
-            let inverse = 1.0 / norm;
+        if norm > zero || norm.is_nan() {
+            let inverse = if norm.is_finite() { 1.0 / norm } else { f64::NAN };
             sum.iter_mut().zip(&moved).for_each(|(s, c)| *s += c * inverse);
             count += 1;
         }
@@ -245,11 +246,19 @@ pub fn centred_unit_sum<T>(
 }
 }
 
-/// `(‖Σ ĥ‖² − n) / (n(n−1))`, the mean pairwise cosine of `n` unit vectors with the given sum; `None` for n < 2.
+/// `(‖Σ ĥ‖² − n) / (n(n−1))`, the mean pairwise cosine of `n` unit vectors with the given sum; `None` for n < 2 and
+/// for a sum that is not finite.
 #[must_use]
 pub fn pairwise(unit_sum: &[f64], n: usize) -> Option<f64> {
     let count = n as f64;
-    (n >= 2).then(|| (reduce(unit_sum, |s| s * s) - count) / (count * (count - 1.0)))
+    let cosine = (n >= 2).then(|| (reduce(unit_sum, |s| s * s) - count) / (count * (count - 1.0)));
+    cosine.filter(|cosine| cosine.is_finite())
+}
+
+/// How long what is left of a row less its corpus mean may be where only rounding is left: the mean of identical
+/// rows need not be that row to the last digit. Far below what single precision resolves.
+pub(super) fn mean_rounding(mean: &[f64]) -> f64 {
+    1e-12 * reduce(mean, |m| m * m).sqrt()
 }
 
 #[inline(always)]
@@ -319,14 +328,21 @@ impl SetSums {
                 *s += x * x;
             });
         }
-        if norm > 0.0 && norm.is_finite() {
+        if !norm.is_finite() {
+            // Not skipped: no measure of these sums is defined any more.
+            self.directed += 1;
+            self.unit_sum.fill(f64::NAN);
+            self.retention = (f64::NAN, 1);
+            self.retention_h0 = (f64::NAN, 1);
+        } else if norm > 0.0 {
             let inverse = 1.0 / norm;
             self.directed += 1;
             self.unit_sum.iter_mut().zip(row).for_each(|(s, &x)| *s += x.into() * inverse);
             for (reference, kept) in [(states.layer0, &mut self.retention), (states.h0, &mut self.retention_h0)] {
                 if let Some(reference) = reference {
                     let (dot, other) = dot_and_square(row, row_of(reference, position, states.width));
-                    if other > 0.0 {
+                    // A NaN is no zero row either.
+                    if other != 0.0 {
                         kept.0 += dot / (norm * other.sqrt());
                         kept.1 += 1;
                     }
@@ -376,7 +392,8 @@ impl SetSums {
 /// `differences` is Σ (h − origin) over the rows.
 #[inline(always)]
 fn residual<T: Real>(states: &States<'_, T>, rows: &[usize], origin: &[T], differences: &[f64]) -> Option<Residual> {
-    if rows.is_empty() {
+    // A largest sum would pass a NaN by.
+    if rows.is_empty() || differences.iter().any(|d| !d.is_finite()) {
         return None;
     }
     let count = rows.len() as f64;

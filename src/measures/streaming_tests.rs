@@ -193,21 +193,36 @@ fn the_sums_give_what_the_pure_functions_give() {
     let mut zero_row = rows(9, 20);
     zero_row[40..60].fill(0.0);
     let single = rows(9, 1);
-    let cases: [(&str, Vec<f32>, usize); 6] = [
+    let poisoned = |bad: f32, row: usize| {
+        let mut values = rows(9, 20);
+        values[row * 20 + 7] = bad;
+        values
+    };
+    let cases: [(&str, Vec<f32>, usize); 13] = [
         ("plain", rows(9, 20), 20),
         ("identical", identical, 20),
         ("a zero row", zero_row, 20),
         ("all zero", vec![0.0; 180], 20),
         ("d = 1", single, 1),
         ("no rows", Vec::new(), 20),
+        ("n = 1", rows(1, 20), 20),
+        ("n = 2", rows(2, 20), 20),
+        ("one token 4,000 times", rows(1, 20).repeat(4000), 20),
+        ("NaN", poisoned(f32::NAN, 4), 20),
+        ("NaN first", poisoned(f32::NAN, 0), 20),
+        ("infinite", poisoned(f32::INFINITY, 4), 20),
+        ("minus infinite, special", poisoned(f32::NEG_INFINITY, 3), 20),
     ];
     for (case, values, width) in cases {
         let layer0: Vec<f32> = values.iter().map(|x| x * 0.5 + 1.0).collect();
         let states = States { values: &values, width, layer0: Some(&layer0), h0: Some(&layer0) };
-        for text in [text(), TextRows { special: vec![true], span: 0..2 }, TextRows { special: vec![], span: 0..1 }] {
+        let whole = TextRows { special: vec![true], span: 0..values.len() / width };
+        let short = TextRows { special: vec![true], span: 0..2 };
+        for text in [text(), whole, short, TextRows { special: vec![], span: 0..1 }] {
             let sums = text_sums(states, &text, everything());
             for set in TokenSet::ALL {
                 let positions = text.of(set, values.len() / width);
+                moved_forms_agree(&values, width, &positions, &format!("{case} {set}"));
                 let gather = |from: &[f32]| -> Vec<f32> {
                     positions.iter().flat_map(|&p| from[p * width..(p + 1) * width].to_vec()).collect()
                 };
@@ -224,18 +239,30 @@ fn the_sums_give_what_the_pure_functions_give() {
     }
 }
 
-#[test]
-fn the_moved_forms_give_what_the_pure_functions_give() {
-    let values = rows(9, 20);
-    let mean: Vec<f64> = (0..20).map(|j| f64::from(j) / 5.0 - 1.0).collect();
-    let deviation: Vec<f64> = (0..20).map(|j| f64::from(j % 4)).collect();
+/// Centred and standardised, by a mean that is no row's and by one that is the last row.
+fn moved_forms_agree(values: &[f32], width: usize, positions: &[usize], what: &str) {
+    let deviation: Vec<f64> = (0..width).map(|j| ((j + 1) % 4) as f64).collect();
     let scale: Vec<f64> = deviation.iter().map(|&d| if d > 0.0 { 1.0 / d } else { 0.0 }).collect();
-    let positions: Vec<usize> = (0..9).collect();
-    let found = |scale| {
-        let (sum, n) = centred_unit_sum(&values, 20, &positions, &mean, scale);
-        pairwise(&sum, n).unwrap()
-    };
-    let own = Rows::new(&values, 20);
-    close("centred", found(None), measures::cosine_centred(own, &mean).unwrap());
-    close("standardised", found(Some(&scale)), measures::cosine_standardised(own, &mean, &deviation).unwrap());
+    let own: Vec<f32> = positions.iter().flat_map(|&p| values[p * width..(p + 1) * width].to_vec()).collect();
+    let own = Rows::new(&own, width);
+    let other: Vec<f64> = (0..width).map(|j| j as f64 / 5.0 - 1.0).collect();
+    let last = own.row(own.n().saturating_sub(1)).iter().map(|&x| f64::from(x)).collect();
+    for mean in [other, last].into_iter().filter(|mean: &Vec<f64>| mean.iter().all(|m| m.is_finite())) {
+        if mean.len() != width {
+            continue;
+        }
+        let found = |scale| {
+            let (sum, n) = centred_unit_sum(values, width, positions, &mean, scale);
+            pairwise(&sum, n)
+        };
+        for (form, found, wanted) in [
+            ("centred", found(None), measures::cosine_centred(own, &mean)),
+            ("standardised", found(Some(&scale)), measures::cosine_standardised(own, &mean, &deviation)),
+        ] {
+            match (found, wanted) {
+                (Some(a), Some(b)) => close(&format!("{form} {what}"), a, b),
+                (a, b) => assert_eq!(a, b, "{form} {what}"),
+            }
+        }
+    }
 }

@@ -8,23 +8,25 @@
 //! outlier dimensions or a common offset can rule it: hence the two other forms.
 
 use super::rows::{Real, Rows, dot, finite};
+use super::streaming::mean_rounding;
 
 /// The mean pairwise cosine of the rows.
 #[must_use]
 pub fn cosine<T: Real>(rows: Rows<'_, T>) -> Option<f64> {
-    pairwise(rows, |_, x| x)
+    pairwise(rows, 0.0, |_, x| x)
 }
 
 /// The mean pairwise cosine after the corpus mean `mean` (`[d]`) is taken off every row.
 ///
 /// The mean is that of the run, layer, site and token set over all texts, each token weighing 1: never the
-/// text's own, which forces the result near −1/(n−1) whatever the data.
+/// text's own, which forces the result near −1/(n−1) whatever the data. A row that is off the mean by no more than
+/// rounding is a zero row: what is left of it has no direction.
 #[must_use]
 pub fn cosine_centred<T: Real>(rows: Rows<'_, T>, mean: &[f64]) -> Option<f64> {
     if mean.len() != rows.width() {
         return None;
     }
-    pairwise(rows, |k, x| x - mean.get(k).copied().unwrap_or(0.0))
+    pairwise(rows, mean_rounding(mean), |k, x| x - mean.get(k).copied().unwrap_or(0.0))
 }
 
 /// The mean pairwise cosine after every dimension is standardised by the corpus mean and deviation (`[d]` each).
@@ -36,20 +38,21 @@ pub fn cosine_standardised<T: Real>(rows: Rows<'_, T>, mean: &[f64], deviation: 
     if mean.len() != rows.width() || deviation.len() != rows.width() {
         return None;
     }
-    pairwise(rows, |k, x| match (mean.get(k), deviation.get(k)) {
+    pairwise(rows, 0.0, |k, x| match (mean.get(k), deviation.get(k)) {
         (Some(m), Some(&s)) if s > 0.0 => (x - m) / s,
-        _ => 0.0,
+        // Not plainly 0: a dimension that is left out does not hide a NaN.
+        _ => 0.0 * x,
     })
 }
 
-fn pairwise<T: Real>(rows: Rows<'_, T>, form: impl Fn(usize, f64) -> f64) -> Option<f64> {
+fn pairwise<T: Real>(rows: Rows<'_, T>, zero: f64, form: impl Fn(usize, f64) -> f64) -> Option<f64> {
     let mut sum = vec![0.0; rows.width()];
     let mut shaped = vec![0.0; rows.width()];
     let mut count = 0.0;
     for row in rows.iter() {
         shaped.iter_mut().zip(row).enumerate().for_each(|(k, (s, &x))| *s = form(k, x.into()));
         let norm = finite(dot(&shaped, &shaped).sqrt())?;
-        if norm > 0.0 {
+        if norm > zero {
             sum.iter_mut().zip(&shaped).for_each(|(s, x)| *s += x / norm);
             count += 1.0;
         }

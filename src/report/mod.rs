@@ -18,6 +18,6 @@ pub use rows::{
 };
 pub use table::{TableError, read_table, write_csv, write_parquet, write_table};
 pub use token_pairs::{
-    DistanceRow, HeatMapRow, TokenClassRow, distance_chart, distance_frame, heatmap_chart, heatmap_frame,
+    DistanceRow, HeatMapRow, MIN_TEXTS, TokenClassRow, distance_chart, distance_frame, heatmap_chart, heatmap_frame,
     token_class_chart, token_class_frame,
 };

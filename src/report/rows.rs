@@ -62,7 +62,8 @@ pub struct PerTextRow {
     pub value: Option<f64>,
 }
 
-/// Columns and types of `similarity.csv` and `.parquet`, in order.
+/// Columns and types of `similarity.csv` and `.parquet`, in order. The files may have more behind them, as those of
+/// `similarity` do; older ones have not.
 pub const SIMILARITY_COLUMNS: [(&str, DataType); 15] = [
     ("run", DataType::String),
     ("group", DataType::String),

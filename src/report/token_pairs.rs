@@ -4,6 +4,9 @@ use super::chart::{Chart, HeatMap, Panel, Point, Series, Width};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
+/// Under so many texts a mean has no interval: a bootstrap over them covers far less than it says.
+pub const MIN_TEXTS: u64 = 5;
+
 /// The mean cosine within a class of tokens, or between two.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenClassRow {
@@ -21,6 +24,10 @@ pub struct TokenClassRow {
     pub mean: f64,
     /// Sample standard deviation over texts.
     pub std: Option<f64>,
+    /// Lower end of the 95 % percentile bootstrap interval of the mean; `None` under [`MIN_TEXTS`] texts.
+    pub ci_low: Option<f64>,
+    /// Upper end.
+    pub ci_high: Option<f64>,
     /// Pairs of tokens, over all texts.
     pub pairs: u64,
     /// Texts that have such a pair.
@@ -44,6 +51,10 @@ pub struct DistanceRow {
     pub mean: f64,
     /// Sample standard deviation over texts.
     pub std: Option<f64>,
+    /// Lower end of the 95 % percentile bootstrap interval of the mean; `None` under [`MIN_TEXTS`] texts.
+    pub ci_low: Option<f64>,
+    /// Upper end.
+    pub ci_high: Option<f64>,
     /// Pairs of tokens, over all texts.
     pub pairs: u64,
     /// Texts that have such a pair.
@@ -82,8 +93,11 @@ pub fn token_class_frame(rows: &[TokenClassRow]) -> Result<DataFrame, PolarsErro
         "class_b" => cells(rows, |row| row.class_b.as_str()),
         "mean" => cells(rows, |row| row.mean),
         "std" => cells(rows, |row| row.std),
+        "ci_low" => cells(rows, |row| row.ci_low),
+        "ci_high" => cells(rows, |row| row.ci_high),
         "pairs" => cells(rows, |row| row.pairs),
         "texts" => cells(rows, |row| row.texts),
+        "few_texts" => cells(rows, |row| row.texts < MIN_TEXTS),
     )
 }
 
@@ -100,8 +114,11 @@ pub fn distance_frame(rows: &[DistanceRow]) -> Result<DataFrame, PolarsError> {
         "distance_to" => cells(rows, |row| row.distance_to),
         "mean" => cells(rows, |row| row.mean),
         "std" => cells(rows, |row| row.std),
+        "ci_low" => cells(rows, |row| row.ci_low),
+        "ci_high" => cells(rows, |row| row.ci_high),
         "pairs" => cells(rows, |row| row.pairs),
         "texts" => cells(rows, |row| row.texts),
+        "few_texts" => cells(rows, |row| row.texts < MIN_TEXTS),
     )
 }
 
@@ -143,7 +160,10 @@ pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
         x_label: LAYERS.to_owned(),
         integer_x: true,
         panels,
-        notes: notes(rows.iter().any(|row| row.site == FINAL_NORM), "Mean over the texts that have such a pair."),
+        notes: notes(
+            rows.iter().any(|row| row.site == FINAL_NORM),
+            &["Mean over the texts that have such a pair.", BANDS],
+        ),
         width: Width::TwoColumn,
     }
 }
@@ -151,9 +171,11 @@ pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
 const LAYERS: &str = "layer (0 = embedding, 1…L = blocks)";
 const FINAL_NORM: &str = "final_norm";
 
-fn notes(hollow: bool, first: &str) -> Vec<String> {
+const BANDS: &str = "Shaded: 95 % bootstrap over texts; fewer than 5 texts have none.";
+
+fn notes(hollow: bool, first: &[&str]) -> Vec<String> {
     let after = "Hollow: after the final norm, at the last layer (drawn beside it).";
-    std::iter::once(first).chain(hollow.then_some(after)).map(str::to_owned).collect()
+    first.iter().copied().chain(hollow.then_some(after)).map(str::to_owned).collect()
 }
 
 fn runs<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -178,7 +200,11 @@ fn texts_phrase(texts: impl Iterator<Item = u64>) -> String {
 fn class_panel<'a>(title: String, rows: impl Fn(&str) -> Vec<&'a TokenClassRow>) -> Panel {
     let series = CLASSES.iter().enumerate().filter_map(|(style, class)| {
         let rows = rows(class);
-        let point = |row: &&TokenClassRow| Point { x: f64::from(row.layer), y: Some(row.mean), interval: None };
+        let point = |row: &&TokenClassRow| Point {
+            x: f64::from(row.layer),
+            y: Some(row.mean),
+            interval: row.ci_low.zip(row.ci_high),
+        };
         let (after, mut along): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.site == FINAL_NORM);
         along.sort_by_key(|row| row.layer);
         (!along.is_empty() || !after.is_empty()).then(|| Series {
@@ -206,7 +232,7 @@ pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
             let point = |row: &&DistanceRow| {
                 // The middle of a band on a logarithmic axis.
                 let middle = (row.distance_from as f64 * row.distance_to as f64).sqrt().log2();
-                Point { x: middle, y: Some(row.mean), interval: None }
+                Point { x: middle, y: Some(row.mean), interval: row.ci_low.zip(row.ci_high) }
             };
             let points = along.iter().map(point).collect();
             Series { label: format!("layer {layer}"), style, points, hollow: Vec::new() }
@@ -226,7 +252,10 @@ pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
         panels: panels.collect(),
         notes: notes(
             false,
-            "Mean over the texts that have such a pair. A point stands in the middle of its band of distances.",
+            &[
+                "Mean over the texts that have such a pair. A point stands in the middle of its band of distances.",
+                BANDS,
+            ],
         ),
         width: Width::TwoColumn,
     }
@@ -270,7 +299,19 @@ mod tests {
 
     fn class(layer: u32, site: &str, a: &str, b: &str, mean: f64) -> TokenClassRow {
         let (run, site) = ("base".to_owned(), site.to_owned());
-        TokenClassRow { run, layer, site, class_a: a.into(), class_b: b.into(), mean, std: None, pairs: 3, texts: 4 }
+        TokenClassRow {
+            run,
+            layer,
+            site,
+            class_a: a.into(),
+            class_b: b.into(),
+            mean,
+            std: None,
+            ci_low: Some(mean - 0.1),
+            ci_high: Some(mean + 0.1),
+            pairs: 3,
+            texts: 4,
+        }
     }
 
     #[test]
@@ -290,6 +331,7 @@ mod tests {
         };
         assert_eq!(drawn(within), [("words".to_owned(), 4, vec![0.5])]);
         assert_eq!(within.series[0].hollow[0].y, Some(0.9));
+        assert_eq!(within.series[0].points[0].interval, Some((0.4, 0.6)));
         assert_eq!(drawn(with_words), [("digits".to_owned(), 2, vec![0.1, 0.2]), ("other".to_owned(), 5, vec![0.7])]);
         assert_eq!(chart.subtitle, "n = 4 texts");
     }
@@ -304,6 +346,8 @@ mod tests {
             distance_to: to,
             mean: f64::from(layer) / 10.0 + 1.0 / from as f64,
             std: None,
+            ci_low: None,
+            ci_high: None,
             pairs: 5,
             texts: 2,
         };

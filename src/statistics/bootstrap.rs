@@ -1,6 +1,6 @@
 //! The percentile bootstrap over texts or items (Efron 1979), many series at a time.
 
-use super::{Interval, REPLICATES, StatisticsError, check_level, check_values, differences};
+use super::{Interval, REPLICATES, StatisticsError, check_level, check_values, differences, permutation_p_value};
 use crate::random;
 use ndarray::Array2;
 use rand::Rng;
@@ -48,6 +48,69 @@ impl Bootstrap {
     /// # Errors
     /// A series of another length than `items`, a value that is not finite, a level outside (0, 1).
     pub fn intervals(&self, series: &[&[f64]], level: f64) -> Result<Vec<Interval>, StatisticsError> {
+        self.check(series, level)?;
+        let (n, tail) = (self.items as f64, (1.0 - level) / 2.0);
+        let mean = |_: usize, sums: &mut [f64], _: &[f64]| Interval {
+            low: quantile(sums, tail) / n,
+            high: quantile(sums, 1.0 - tail) / n,
+        };
+        Ok(series.chunks(CHUNK).flat_map(|chunk| self.over_replicates(chunk, mean)).collect())
+    }
+
+    /// As [`Self::intervals`], with the two-sided p-value that the mean is 0: `(1 + #{|m* − m| ≥ |m|}) / (1 + B)` over the
+    /// replicates' means m*, never 0 (Efron and Tibshirani 1993, §16.4, without studentising).
+    ///
+    /// # Errors
+    /// As [`Self::intervals`].
+    pub fn tested_intervals(&self, series: &[&[f64]], level: f64) -> Result<Vec<(Interval, f64)>, StatisticsError> {
+        self.check(series, level)?;
+        let (n, tail) = (self.items as f64, (1.0 - level) / 2.0);
+        let tested = series.chunks(CHUNK).flat_map(|chunk| {
+            self.over_replicates(chunk, |index, sums, _| {
+                let values = chunk.get(index).copied().unwrap_or_default();
+                let observed: f64 = values.iter().sum();
+                // A replicate that gives the observed sum again counts, whatever the order of additions.
+                let rounding = 1e-12 * values.iter().map(|value| value.abs()).sum::<f64>();
+                let away: Vec<f64> = sums.iter().map(|sum| (sum - observed).abs()).collect();
+                let interval = Interval { low: quantile(sums, tail) / n, high: quantile(sums, 1.0 - tail) / n };
+                Ok((interval, permutation_p_value(observed.abs() - rounding, &away)?))
+            })
+        });
+        tested.collect()
+    }
+
+    /// As [`Self::intervals`], of Σ values / Σ `weights` of each series: a mean over parts of items, such as the tokens
+    /// of texts, where whole items are resampled.
+    ///
+    /// # Errors
+    /// As [`Self::intervals`], and for a weight that is not above 0.
+    pub fn ratio_intervals(
+        &self,
+        series: &[&[f64]],
+        weights: &[f64],
+        level: f64,
+    ) -> Result<Vec<Interval>, StatisticsError> {
+        self.check(series, level)?;
+        self.check(&[weights], level)?;
+        if let Some(&value) = weights.iter().find(|&&weight| weight <= 0.0) {
+            let (statistic, name) = ("bootstrap", "weight");
+            return Err(StatisticsError::OutOfRange { statistic, name, value, range: "above 0" });
+        }
+        let tail = (1.0 - level) / 2.0;
+        let ratio = |_: usize, sums: &mut [f64], totals: &[f64]| {
+            sums.iter_mut().zip(totals).for_each(|(sum, total)| *sum /= total);
+            Interval { low: quantile(sums, tail), high: quantile(sums, 1.0 - tail) }
+        };
+        let chunks = series.chunks(CHUNK - 1).map(|chunk| {
+            let with_weights: Vec<&[f64]> = chunk.iter().copied().chain([weights]).collect();
+            let mut found = self.over_replicates(&with_weights, ratio);
+            found.truncate(chunk.len());
+            found
+        });
+        Ok(chunks.flatten().collect())
+    }
+
+    fn check(&self, series: &[&[f64]], level: f64) -> Result<(), StatisticsError> {
         check_level("bootstrap", level)?;
         for values in series {
             check_values("bootstrap", values, 1)?;
@@ -56,11 +119,15 @@ impl Bootstrap {
                 return Err(StatisticsError::Unpaired { statistic: "bootstrap", left, right });
             }
         }
-        let tail = (1.0 - level) / 2.0;
-        Ok(series.chunks(CHUNK).flat_map(|chunk| self.chunk_intervals(chunk, tail)).collect())
+        Ok(())
     }
 
-    fn chunk_intervals(&self, series: &[&[f64]], tail: f64) -> Vec<Interval> {
+    /// What `of` makes of each series' place and sums, one a replicate; it also gets the sums of the last series.
+    fn over_replicates<R: Send>(
+        &self,
+        series: &[&[f64]],
+        of: impl Fn(usize, &mut [f64], &[f64]) -> R + Sync,
+    ) -> Vec<R> {
         let mut values = Array2::<f64>::zeros((self.items, series.len()));
         for (mut column, series) in values.columns_mut().into_iter().zip(series) {
             for (cell, value) in column.iter_mut().zip(*series) {
@@ -72,14 +139,10 @@ impl Bootstrap {
             .into_par_iter()
             .map(|start| self.counts(start, BLOCK.min(self.replicates - start)).dot(&values))
             .collect();
-        (0..series.len())
-            .into_par_iter()
-            .map(|index| {
-                let mut sums: Vec<f64> = blocks.iter().flat_map(|block| block.column(index).to_vec()).collect();
-                let n = self.items as f64;
-                Interval { low: quantile(&mut sums, tail) / n, high: quantile(&mut sums, 1.0 - tail) / n }
-            })
-            .collect()
+        let sums =
+            |index: usize| -> Vec<f64> { blocks.iter().flat_map(|block| block.column(index).to_vec()).collect() };
+        let last = series.len().checked_sub(1).map(sums).unwrap_or_default();
+        (0..series.len()).into_par_iter().map(|index| of(index, &mut sums(index), &last)).collect()
     }
 
     /// How often each item is drawn in replicates `start..start + rows`, shape [rows, items].
@@ -176,6 +239,45 @@ mod tests {
         let both = bootstrap.intervals(&[&a, &b], 0.95).unwrap();
         let alone = bootstrap.intervals(&[&b], 0.95).unwrap();
         assert!((both[1].low - alone[0].low).abs() < 1e-12 && (both[1].high - alone[0].high).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_test_counts_the_replicates_that_are_as_far_off() {
+        let bootstrap = Bootstrap::new(25, 2000, 4).unwrap();
+        let near: Vec<f64> = (0..25).map(|i| f64::from(i % 5) - 1.6).collect();
+        let same = [0.3; 25];
+        let found = bootstrap.tested_intervals(&[&near, &same, &[0.0; 25]], 0.95).unwrap();
+        let counts = bootstrap.counts(0, 2000);
+        let total: f64 = near.iter().sum();
+        let away =
+            |row: ndarray::ArrayView1<f64>| (row.iter().zip(&near).map(|(c, v)| c * v).sum::<f64>() - total).abs();
+        let beyond = counts.rows().into_iter().filter(|row| away(*row) >= total - 1e-9).count();
+        assert!((found[0].1 - (1.0 + beyond as f64) / 2001.0).abs() < 1e-15 && found[0].1 > 0.05, "{found:?}");
+        assert_eq!((found[1].1, found[2].1), (1.0 / 2001.0, 1.0), "never 0; and no difference at all");
+        assert_eq!(found[0].0, bootstrap.intervals(&[&near], 0.95).unwrap()[0]);
+    }
+
+    #[test]
+    fn a_ratio_is_resampled_with_its_weights() {
+        // Every item's mean is 0.25: so is every replicate's, whatever the items weigh.
+        let weights: Vec<f64> = (0..30).map(|i| f64::from(1 + i % 7)).collect();
+        let sums: Vec<f64> = weights.iter().map(|w| w / 4.0).collect();
+        let varied: Vec<f64> = weights.iter().enumerate().map(|(i, w)| w * (i as f64).sin()).collect();
+        let bootstrap = Bootstrap::new(30, 1000, 7).unwrap();
+        let found = bootstrap.ratio_intervals(&[&sums, &varied], &weights, 0.95).unwrap();
+        assert!((found[0].low - 0.25).abs() < 1e-12 && (found[0].high - 0.25).abs() < 1e-12);
+        // By hand from the same draws.
+        let counts = bootstrap.counts(0, 1000);
+        let of =
+            |row: ndarray::ArrayView1<f64>, values: &[f64]| row.iter().zip(values).map(|(c, v)| c * v).sum::<f64>();
+        let mut ratios: Vec<f64> = counts.rows().into_iter().map(|row| of(row, &varied) / of(row, &weights)).collect();
+        assert!((found[1].low - quantile(&mut ratios, 0.025)).abs() < 1e-12);
+        assert!((found[1].high - quantile(&mut ratios, 0.975)).abs() < 1e-12);
+        // Equal weights: the mean of the items.
+        let mean = bootstrap.intervals(&[&varied], 0.95).unwrap()[0];
+        let ratio = bootstrap.ratio_intervals(&[&varied], &[1.0; 30], 0.95).unwrap()[0];
+        assert!((mean.low - ratio.low).abs() < 1e-12 && (mean.high - ratio.high).abs() < 1e-12);
+        assert!(bootstrap.ratio_intervals(&[&varied], &[0.0; 30], 0.95).is_err());
     }
 
     #[test]

@@ -16,6 +16,6 @@ pub use error::TrainError;
 pub use events::{StepEvent, read_events};
 pub use optimizer::{AdamW, Moments, clip, gradient_norm};
 pub use schedule::learning_rate;
-pub use step::{StepReport, evaluate, evaluate_model, gradients, train_step};
+pub use step::{Evaluation, ExampleLoss, StepReport, evaluate, evaluate_examples, gradients, train_step};
 pub use subject::Subject;
 pub use trainer::{Observer, Outcome, ProbeSet, RunFiles, TrainData, Trainer};

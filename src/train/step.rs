@@ -102,38 +102,68 @@ pub fn train_step(
 /// # Errors
 /// The model cannot be run.
 pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> Result<(f64, f64), TrainError> {
-    evaluate_model(subject.model(), subject.peft(), examples, batch_size)
+    let found = evaluate_examples(subject.model(), subject.peft(), examples, batch_size)?;
+    Ok((found.loss, found.accuracy))
 }
 
-/// As [`evaluate`], of a model and its PEFT modules that nothing trains.
+/// What one example adds to an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ExampleLoss {
+    /// Loss in nats, summed over its target tokens.
+    pub sum: f64,
+    /// Target tokens.
+    pub targets: usize,
+}
+
+/// What [`evaluate_examples`] gives.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Evaluation {
+    /// Mean loss in nats over the target tokens of all examples.
+    pub loss: f64,
+    /// The share of them predicted exactly.
+    pub accuracy: f64,
+    /// Every example, in order.
+    pub examples: Vec<ExampleLoss>,
+}
+
+/// As [`evaluate`], of a model and its PEFT modules that nothing trains, with the loss of every example.
 ///
 /// # Errors
 /// The model cannot be run.
-pub fn evaluate_model(
+pub fn evaluate_examples(
     model: &Transformer,
     peft: Option<&Peft>,
     examples: &[&Example],
     batch_size: usize,
-) -> Result<(f64, f64), TrainError> {
+) -> Result<Evaluation, TrainError> {
     let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
     let head = model.head()?.detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
+    let mut each = Vec::with_capacity(examples.len());
     for group in examples.chunks(batch_size.max(1)) {
         let batch = packed(group);
         let (targets, weights) = targets_and_weights(group);
         let states = model.hidden_states(&batch, &pass, &mut Silent)?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
         let wanted: Vec<u32> = targets.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(t, _)| *t).collect();
+        let own = group.iter().map(|example| example.loss.iter().skip(1).filter(|&&target| target).count());
+        let first = each.len();
+        each.extend(own.map(|targets| ExampleLoss { sum: 0.0, targets }));
         if rows.is_empty() {
             continue;
         }
         let states = states.index_select(&Tensor::new(rows, states.device())?, 0)?;
         let (losses, right) = kernels::token_losses_and_hits(&states, &head, &wanted)?;
         loss += losses.iter().sum::<f64>();
+        let mut left = losses.as_slice();
+        for example in each.iter_mut().skip(first) {
+            let (own, rest) = left.split_at_checked(example.targets).unwrap_or((left, &[]));
+            (example.sum, left) = (own.iter().sum(), rest);
+        }
         hits += right.iter().filter(|&&r| r).count();
         count += wanted.len();
     }
     let count = count.max(1) as f64;
-    Ok((loss / count, hits as f64 / count))
+    Ok(Evaluation { loss: loss / count, accuracy: hits as f64 / count, examples: each })
 }

@@ -68,7 +68,13 @@ fn the_trained_dose_is_the_plain_evaluation_and_the_folder_holds_everything() {
     let data = format!("--data {} --val-size 8 --batch-size 4", place.data.display());
     let out = place.dose("out", &format!("{data} --lambda 0:1:0.5 --residual h0,none"));
     let text = fs::read_to_string(out.join("dose.csv")).unwrap();
-    assert_eq!(text.lines().next(), Some(COLUMNS));
+    let header = text.lines().next().unwrap();
+    let spreads = header.strip_prefix(COLUMNS).unwrap();
+    assert!(
+        spreads.starts_with(",similarity_std,similarity_ci_low,similarity_ci_high,effective_rank_std,"),
+        "{spreads}"
+    );
+    assert_eq!(spreads.split(',').count() - 1, 9 + 1 + 2 * 3 * 4, "deviations and intervals, n, differences");
     let rows = table(&out.join("dose.csv"));
     assert_eq!(rows.len(), 2 * 4 * 4, "two arms; 0, 0.3, 0.5 and 1; layers 0 to 3");
 
@@ -112,6 +118,35 @@ fn the_trained_dose_is_the_plain_evaluation_and_the_folder_holds_everything() {
         assert!(share.is_none_or(|s| (s > 0.0) == (row["arm"] == "h0" && row["lambda"] != "0.0")), "{row:?}");
         assert_eq!(row["effective_rank"].is_empty(), row["layer"] != "3");
         assert_eq!((row["texts"].as_str(), row["dose_layer"].as_str()), ("40", "all"));
+    }
+    // Each mean lies in its interval; a difference is that of the means, and there is none to a point itself.
+    let at = |lambda: &str, arm: &str, layer: &str| {
+        let chosen = |r: &&Row| r["lambda"] == lambda && r["arm"] == arm && r["layer"] == layer;
+        rows.iter().find(chosen).unwrap()
+    };
+    for row in &rows {
+        assert_eq!((row["examples"].as_str(), row["loss_std"].is_empty()), ("8", false));
+        for name in ["similarity", "effective_rank", "loss"] {
+            if row[name].is_empty() {
+                assert!(row[&format!("{name}_ci_low")].is_empty() && row[&format!("{name}_diff_trained")].is_empty());
+                continue;
+            }
+            let value = number(row, name);
+            let [low, high] = ["ci_low", "ci_high"].map(|end| number(row, &format!("{name}_{end}")));
+            assert!(low <= value && value <= high, "{row:?}");
+            let none = at(&row["lambda"], "none", &row["layer"]);
+            for (against, other) in [("trained", at("0.3", "h0", &row["layer"])), ("none", none)] {
+                let column = format!("{name}_diff_{against}");
+                let itself = if against == "none" { row["arm"] == "none" } else { row["trained"] == "true" };
+                assert_eq!(row[&column].is_empty(), itself, "{column} {row:?}");
+                if !itself {
+                    assert!((number(row, &column) - (value - number(other, name))).abs() < 1e-9, "{column} {row:?}");
+                    let [low, high] = ["ci_low", "ci_high"].map(|end| number(row, &format!("{column}_{end}")));
+                    assert!(low <= number(row, &column) && number(row, &column) <= high, "{column} {row:?}");
+                    assert_eq!(row[&format!("{column}_n")], if name == "loss" { "8" } else { "40" });
+                }
+            }
+        }
     }
     let last = |lambda: &str, arm: &str| {
         let row = rows.iter().find(|r| r["lambda"] == lambda && r["arm"] == arm && r["layer"] == "3").unwrap();

@@ -87,6 +87,7 @@ fn every_measure_stands_in_the_tables_with_its_figure() {
         assert_eq!(filled, measure != "cka_base", "{row:?}");
         let corpus = ["anisotropy", "cka_layer0", "cka_base", "intrinsic_dimension"].contains(&measure);
         assert_eq!(row["ci_low"].is_empty(), corpus || !filled, "{row:?}");
+        assert_eq!(row["n_tokens_pooled"].is_empty(), !corpus || !filled, "{row:?}");
         let lookup = ["nearest_embedding", "attention_entropy", "attention_entropy_normalised", "dirichlet_attention"];
         let texts = if lookup.contains(&measure) {
             "5"
@@ -100,6 +101,18 @@ fn every_measure_stands_in_the_tables_with_its_figure() {
     let at = |run: &str, measure: &str, layer: &str| {
         mean(&rows, run, measure, layer, if layer == "0" { "embedding" } else { "block" })
     };
+    let pooled = |measure: &str, tokens: &str| -> u64 {
+        let chosen =
+            |r: &&Row| r["run"] == "tuned" && r["measure"] == measure && r["tokens"] == tokens && r["layer"] == "2";
+        rows.iter().find(chosen).unwrap()["n_tokens_pooled"].parse().unwrap()
+    };
+    for measure in ["anisotropy", "cka_layer0", "cka_base", "intrinsic_dimension"] {
+        assert_eq!(pooled(measure, "all"), pooled("cka_layer0", "all"), "{measure}");
+        assert_eq!(pooled(measure, "all") - pooled(measure, "no_first"), 40, "{measure}: a first token a text");
+    }
+    for row in &rows {
+        assert_eq!(row["diff_p_holm"].is_empty(), row["diff_ci_low"].is_empty(), "{row:?}");
+    }
     let cosine = at("base", "cosine", "2").unwrap();
     assert!((at("base", "mad", "2").unwrap() - (1.0 - cosine)).abs() < 1e-12);
     for measure in ["retention", "retention_h0", "cka_layer0", "nearest_embedding"] {

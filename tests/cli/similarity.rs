@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const COLUMNS: &str =
-    "run,group,layer,site,measure,tokens,mean,std,ci_low,ci_high,texts,reference,diff,diff_ci_low,diff_ci_high";
+const COLUMNS: &str = "run,group,layer,site,measure,tokens,mean,std,ci_low,ci_high,texts,reference,diff,diff_ci_low,diff_ci_high,\
+     n_tokens_pooled,diff_p_holm";
 
 type Row = BTreeMap<String, String>;
 

@@ -2,7 +2,8 @@
 
 Singular values where the code has a Gram matrix, explicit pairs where it has sums of unit vectors, n x n kernels
 where it has d x d ones, all distances where it looks for candidates. Writes `measures/inputs.safetensors` (F64; what a
-case calls f32 is exact in f32) and `measures/expected.json` (null is undefined).
+case calls f32 is exact in f32) and `measures/expected.json` (null is undefined). A state that is not finite leaves
+every measure undefined: a rule, and not what NumPy would say.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 from scipy.spatial.distance import cdist
-from scipy.special import softmax
+from scipy.special import gammaln, softmax
 from scipy.stats import entropy
 
 RNG = np.random.default_rng(20261124)
@@ -104,6 +105,8 @@ def outlier_share(rows, top):
 
 
 def text_measures(rows, mean, deviation, start):
+    if not np.isfinite(rows).all():
+        return dict.fromkeys(text_measures(np.ones((2, 2)), np.zeros(2), np.ones(2), np.ones((2, 2))))
     norms = np.linalg.norm(rows, axis=1)
     plain, centred = spectrum(rows), spectrum(token_centred(rows))
     pairwise = cosine if len(rows) < 100 else fast_cosine
@@ -169,9 +172,26 @@ def text_cases():
         yield f"scale {scale:g}", wide * scale, 1, False
     for scale in (1e15, 1e-15):
         yield f"scale {scale:g} in single precision", single(wide * scale), 1, True
+    pair = single(random(2, 6))
+    yield "two identical tokens", pair[:1], 2, True
+    yield "two opposite tokens", np.stack([pair[0], -2 * pair[0]]), 1, True
+    yield "a token and a zero vector", np.stack([pair[0], 0 * pair[0]]), 1, True
+    yield "one zero vector", np.zeros((1, 4)), 1, True
+    yield "one token of one dimension", single(random(1, 1)), 1, True
+    yield "two tokens of one dimension", np.array([[0.75], [-1.5]]), 1, True
+    yield "one dimension, identical", single(random(1, 1)), 7, True
+    yield "one token 4000 times in double precision", random(1, 5), 4000, False
+    yield "a token and a zero vector 2000 times", np.stack([pair[1], 0 * pair[1]]), 2000, True
+    for bad in (np.nan, np.inf, -np.inf):
+        for row in (0, 2):
+            rows = single(random(4, 3))
+            rows[row, 1] = bad
+            yield f"{bad} in row {row}", rows, 1, True
 
 
 def anisotropy(texts):
+    if not all(np.isfinite(text).all() for text in texts):
+        return None
     cosines = []
     for a, b in itertools.combinations(range(len(texts)), 2):
         pairs = itertools.product(texts[a], texts[b])
@@ -189,6 +209,11 @@ def u_centred(kernel):
 
 
 def cka(first, second, centre):
+    """None where a side does not vary: by its values, since rounding would leave its kernel something to divide by."""
+    if not all(np.isfinite(side).all() and np.ptp(side, axis=0).any() for side in (first, second)):
+        return None
+    if centre is u_centred and len(first) < 4:
+        return None
     first, second = centre(first @ first.T), centre(second @ second.T)
     return (first * second).sum() / math.sqrt((first**2).sum() * (second**2).sum())
 
@@ -200,6 +225,8 @@ def centred_kernel(kernel):
 
 
 def two_nn(points):
+    if not np.isfinite(points).all():
+        return None
     points = np.unique(points, axis=0)
     n = len(points)
     if n < 50:
@@ -210,11 +237,15 @@ def two_nn(points):
         ratios.append(distances[1] / distances[0])
     ratios = np.sort(ratios)[: n * 9 // 10]
     x, y = np.log(ratios), -np.log(1 - np.arange(1, len(ratios) + 1) / n)
+    if not x.any():
+        return None  # a lattice: both neighbours at one distance
     return float(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
 
 
 def nearest(rows, table):
     """The lowest id among the table rows of the largest cosine, to 1e-12."""
+    if not np.isfinite(rows).all() or not table.any():
+        return None
     ids = []
     for row in rows:
         if not row.any():
@@ -225,26 +256,119 @@ def nearest(rows, table):
     return ids
 
 
-def attention_case(heads, n, causal):
-    scores = RNG.normal(size=(heads, n, n)) * 2
-    if causal:
-        scores += np.triu(np.full((n, n), -np.inf), 1)
-    maps = softmax(scores, axis=-1)
-    positions = [i for i in range(n) if i != 2]
+def attention_case(maps, rows, causal, positions):
+    heads, n = maps.shape[:2]
+    case = {"heads": heads, "tokens": n, "causal": causal, "positions": positions}
+    if not np.isfinite(maps).all():
+        names = ("attention_entropy", "attention_entropy_normalised", "dirichlet_attention")
+        return case | dict.fromkeys(names)
     plain = [entropy(maps[h, i]) for h in range(heads) for i in positions]
     visible = {i: i + 1 if causal else n for i in positions}
     scaled = [entropy(maps[h, i]) / math.log(visible[i]) for h in range(heads) for i in positions if visible[i] > 1]
-    rows = random(len(positions), 9)
-    weights = maps.mean(0)[np.ix_(positions, positions)]
-    return maps, rows, {
-        "heads": heads,
-        "tokens": n,
-        "causal": causal,
-        "positions": positions,
-        "attention_entropy": float(np.mean(plain)),
-        "attention_entropy_normalised": float(np.mean(scaled)),
-        "dirichlet_attention": dirichlet(rows, weights),
+    return case | {
+        "attention_entropy": float(np.mean(plain)) if plain else None,
+        "attention_entropy_normalised": float(np.mean(scaled)) if scaled else None,
+        "dirichlet_attention": dirichlet(rows, maps.mean(0)[np.ix_(positions, positions)]),
     }
+
+
+def random_maps(heads, n, causal):
+    scores = RNG.normal(size=(heads, n, n)) * 2
+    if causal:
+        scores += np.triu(np.full((n, n), -np.inf), 1)
+    return softmax(scores, axis=-1)
+
+
+def attention_cases():
+    """(name, maps, rows, causal?, positions)"""
+    for heads, n, causal in ((3, 8, True), (2, 7, False)):
+        yield "random", random_maps(heads, n, causal), random(n - 1, 9), causal, [i for i in range(n) if i != 2]
+    for causal in (True, False):
+        yield "one token", np.ones((2, 1, 1)), random(1, 3), causal, [0]
+        yield "two tokens", random_maps(2, 2, causal), random(2, 3), causal, [0, 1]
+        yield "one dimension", random_maps(1, 5, causal), random(5, 1), causal, list(range(5))
+        uniform = np.tri(6) if causal else np.ones((6, 6))
+        uniform = np.tile(uniform / uniform.sum(1, keepdims=True), (2, 1, 1))
+        yield "identical tokens", uniform, np.tile(random(1, 4), (6, 1)), causal, list(range(6))
+    yield "no token", random_maps(1, 3, True), np.zeros((0, 4)), True, []
+    yield "all at the first token", np.tile(np.eye(1, 4), (2, 4, 1)), random(4, 3), True, list(range(4))
+    zero_row = random(4, 3)
+    zero_row[1] = 0
+    yield "a zero vector", random_maps(2, 4, True), zero_row, True, list(range(4))
+    for bad in (np.nan, np.inf):
+        maps = random_maps(2, 3, False)
+        maps[1, 1, 2] = bad
+        yield f"{bad} in a map", maps, random(3, 2), False, [0, 1, 2]
+
+
+def corpora():
+    """(name, texts, others, repeated, f32?): every text stands `repeated` times."""
+    texts = [random(n, 8, offset=0.7) for n in (5, 1, 12, 3, 9, 1)]
+    texts[2][4] = 0
+    yield "random", texts, [text @ random(8, 6) * 0.5 + random(len(text), 6) for text in texts], 1, False
+    for count, name in ((1, "one token"), (2, "two tokens"), (3, "three tokens"), (4, "four tokens")):
+        yield name, [random(count, 3)], [random(count, 5)], 1, False
+    yield "two texts of one token", [random(1, 3), random(1, 3)], [random(1, 2), random(1, 2)], 1, False
+    yield "one dimension", [random(4, 1), random(3, 1)], [random(4, 1), random(3, 1)], 1, False
+    yield "identical tokens", [np.tile(random(1, 5, offset=2.0), (9, 1))], [random(9, 3)], 1, False
+    same = random(1, 7, offset=2.0)
+    yield "one token 4000 times", [same], [single(same)], 4000, False
+    yield "one token 4000 times in single precision", [single(same)], [single(same)], 4000, True
+    yield "one token 4000 times against five tokens", [np.tile(same, (5, 1))], [random(5, 4)], 800, False
+    yield "five tokens 800 times", [random(5, 4)], [random(5, 3)], 800, False
+    zero_row = [random(4, 3), np.zeros((1, 3)), random(3, 3)]
+    yield "a zero vector", zero_row, [random(len(text), 4) for text in zero_row], 1, False
+    yield "all zero", [np.zeros((3, 4)), np.zeros((2, 4))], [single(random(3, 2)), single(random(2, 2))], 1, True
+    for bad in (np.nan, np.inf, -np.inf):
+        texts = [random(4, 3), random(3, 3)]
+        texts[1][0, 2] = bad
+        yield f"{bad} in a text", texts, [random(4, 2), random(3, 2)], 1, False
+
+
+def two_nn_cases():
+    flat = RNG.uniform(size=(220, 3)) @ random(3, 10) + 5
+    yield "flat", np.concatenate([flat, flat[:17]]), 1
+    close = np.repeat(random(20, 4) + 5, 3, axis=0) + 1e-6 * random(60, 4)  # inner products alone lose this
+    yield "close", close, 1
+    yield "49 tokens", random(49, 4), 1
+    fifty = single(random(50, 4))
+    yield "50 tokens", fifty, 1
+    yield "50 tokens 80 times", fifty, 80
+    yield "one token", single(random(1, 4)), 1
+    yield "two tokens", single(random(2, 4)), 1
+    yield "one token 4000 times", single(random(1, 4)), 4000
+    yield "one dimension", single(random(120, 1)), 1
+    yield "one dimension, a lattice", np.arange(100.0)[:, None], 1
+    zero_row = single(random(80, 3, offset=1.0))
+    zero_row[11] = 0
+    yield "a zero vector", zero_row, 1
+    yield "all zero", np.zeros((60, 3)), 1
+    for bad in (np.nan, np.inf, -np.inf):
+        rows = single(random(60, 2))
+        rows[31, 1] = bad
+        yield f"{bad} in a token", rows, 1
+
+
+def nearest_cases():
+    """(name, table, rows, repeated); the table is exact in f32."""
+    table = single(random(40, 6))
+    table[17], table[31], table[23] = table[4], table[4], 0
+    yield "random", table, np.concatenate([single(table[[4, 17, 9, 30, 31]] * 1.5), random(20, 6), np.zeros((1, 6))]), 1
+    small = single(random(5, 3))
+    yield "one token", small, random(1, 3), 1
+    yield "two tokens", small, random(2, 3), 1
+    yield "identical tokens", small, np.tile(random(1, 3), (6, 1)), 1
+    yield "one token 4000 times", small, random(1, 3), 4000
+    yield "a zero vector", small, np.stack([small[3], 0 * small[3]]), 1
+    yield "a table of one row", small[:1], random(3, 3), 1
+    yield "a table of zeros", np.zeros((4, 3)), random(2, 3), 1
+    yield "no token", small, np.zeros((0, 3)), 1
+    yield "one dimension", single(random(30, 1)), random(25, 1), 1
+    yield "multiples of one row", single(np.arange(1, 30)[:, None] * np.array([[3.0, 5.0, 7.0]])), random(20, 3), 1
+    for bad in (np.nan, np.inf, -np.inf):
+        rows = random(4, 3)
+        rows[1, 1] = bad
+        yield f"{bad} in a token", small, rows, 1
 
 
 def write_measures(folder):
@@ -258,40 +382,44 @@ def write_measures(folder):
             deviation[1] = 0
         start = random(len(whole), d) if repeated == 1 else np.tile(random(len(rows), d), (repeated, 1))
         inputs |= {f"text.{i}.rows": rows, f"text.{i}.mean": mean, f"text.{i}.deviation": deviation}
+        start = single(start) if is_single else start
         inputs[f"text.{i}.start"] = start[: len(rows)]
         values = text_measures(whole, mean, deviation, start)
         expected["texts"].append({"name": name, "repeated": repeated, "f32": is_single, "values": values})
 
-    for i, (heads, n, causal) in enumerate([(3, 8, True), (2, 7, False)]):
-        maps, rows, values = attention_case(heads, n, causal)
+    for i, (name, maps, rows, causal, positions) in enumerate(attention_cases()):
         inputs |= {f"attention.{i}.maps": maps, f"attention.{i}.rows": rows}
-        expected["attention"].append(values)
+        expected["attention"].append({"name": name} | attention_case(maps, rows, causal, positions))
+    # Uniform causal attention, as of one token 4,000 times: the mean of ln(i + 1), ln 4000! of 4,000.
+    expected["uniform"] = {"tokens": 4000, "attention_entropy": float(gammaln(4001) / 4000)}
 
-    texts = [random(n, 8, offset=0.7) for n in (5, 1, 12, 3, 9, 1)]
-    texts[2][4] = 0
-    others = [text @ random(8, 6) * 0.5 + random(len(text), 6) for text in texts]
-    pooled, pooled_others = np.concatenate(texts), np.concatenate(others)
-    inputs |= {"corpus.rows": pooled, "corpus.others": pooled_others}
-    expected["corpus"] = {
-        "lengths": [len(text) for text in texts],
-        "mean": pooled.mean(0).tolist(),
-        "deviation": pooled.std(0).tolist(),
-        "anisotropy": anisotropy(texts),
-        "cka": cka(pooled, pooled_others, u_centred),
-        "cka_biased": cka(pooled, pooled_others, centred_kernel),
-    }
+    expected["corpora"] = []
+    for i, (name, texts, others, repeated, is_single) in enumerate(corpora()):
+        rows, other_rows = np.concatenate(texts), np.concatenate(others)
+        inputs |= {f"corpus.{i}.rows": rows, f"corpus.{i}.others": other_rows}
+        pooled, pooled_others = (np.concatenate([np.tile(t, (repeated, 1)) for t in side]) for side in (texts, others))
+        finite = np.isfinite(pooled).all()
+        case = {
+            "name": name,
+            "repeated": repeated,
+            "f32": is_single,
+            "lengths": [len(text) for text in texts],
+            "mean": rows.mean(0).tolist() if finite else None,
+            "deviation": np.where(np.ptp(rows, axis=0) > 0, rows.std(0), 0).tolist() if finite else None,
+            "anisotropy": anisotropy([np.tile(text, (repeated, 1)) if len(texts) > 1 else text for text in texts]),
+            "cka": cka(pooled, pooled_others, u_centred),
+            "cka_biased": cka(pooled, pooled_others, centred_kernel),
+        }
+        expected["corpora"].append(case)
 
-    flat = RNG.uniform(size=(220, 3)) @ random(3, 10) + 5
-    flat = np.concatenate([flat, flat[:17]])
-    close = np.repeat(random(20, 4) + 5, 3, axis=0) + 1e-6 * random(60, 4)  # inner products alone lose this
-    inputs |= {"two_nn.flat": flat, "two_nn.close": close, "two_nn.few": random(49, 4)}
-    expected["two_nn"] = {key: two_nn(inputs[f"two_nn.{key}"]) for key in ("flat", "close", "few")}
-
-    table = single(random(40, 6))
-    table[17], table[31], table[23] = table[4], table[4], 0
-    rows = np.concatenate([single(table[[4, 17, 9, 30, 31]] * 1.5), random(20, 6), np.zeros((1, 6))])
-    inputs |= {"nearest.table": table, "nearest.rows": rows}
-    expected["nearest"] = nearest(rows, table)
+    expected["two_nn"], expected["nearest"] = [], []
+    for i, (name, rows, repeated) in enumerate(two_nn_cases()):
+        inputs[f"two_nn.{i}"] = rows
+        value = two_nn(np.tile(rows, (repeated, 1)))
+        expected["two_nn"].append({"name": name, "repeated": repeated, "value": value})
+    for i, (name, table, rows, repeated) in enumerate(nearest_cases()):
+        inputs |= {f"nearest.{i}.table": table, f"nearest.{i}.rows": rows}
+        expected["nearest"].append({"name": name, "repeated": repeated, "ids": nearest(rows, table)})
 
     folder.mkdir(exist_ok=True)
     (folder / "inputs.safetensors").write_bytes(save({k: np.ascontiguousarray(v) for k, v in inputs.items()}))

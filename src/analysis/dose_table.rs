@@ -3,7 +3,7 @@
 use super::dose::Measured;
 use super::dose_grid::DosePoint;
 use crate::peft::ResidualConfig;
-use crate::report::{Chart, Panel, Point, Series, Width};
+use crate::report::{Chart, Panel, Point, Scale, Series, Width};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
@@ -126,6 +126,7 @@ fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let panel = |title: &str, y_label: &str, x: Value, y: Value| Panel {
         title: title.to_owned(),
         y_label: y_label.to_owned(),
+        x_axis: None,
         series: dose_curves(points, x, y),
         y_range: None,
     };
@@ -133,7 +134,8 @@ fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
         title: "Dose and response: the initial residual of a frozen adapter".to_owned(),
         subtitle: format!("Similarity after the last block; {subtitle}"),
         x_label: "dose".to_owned(),
-        integer_x: false,
+        x_scale: Scale::Linear,
+        columns: None,
         panels: vec![
             panel("similarity against λ", SIMILARITY, lambda, similarity),
             panel("similarity against the real share ‖λr‖ / ‖(1−λ)x‖", SIMILARITY, share, similarity),
@@ -196,6 +198,7 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let panel = |arm: &str, what: &str, y_label: &str, y: Value| Panel {
         title: format!("{what}, r = {arm}"),
         y_label: y_label.to_owned(),
+        x_axis: None,
         series: shown.iter().enumerate().map(|(style, &lambda)| curve(arm, style, lambda, y)).collect(),
         y_range: None,
     };
@@ -205,7 +208,8 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
         title: "Dose and response, one block at a time".to_owned(),
         subtitle: format!("Similarity after the last block; {subtitle}"),
         x_label: "dosed block".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels: panels.collect(),
         notes: vec![format!("{note} The other blocks keep the λ and the arm that they were trained with.")],
         width: Width::TwoColumn,

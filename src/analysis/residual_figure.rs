@@ -1,7 +1,7 @@
 //! The residual's table as a figure: share, part of the branch and input retention over the layers.
 
 use super::residual_share::ResidualRow;
-use crate::report::{Chart, Panel, Point, Series, Width};
+use crate::report::{Chart, Panel, Point, Scale, Series, Width};
 
 /// What a panel shows of a row.
 type Shown = fn(&ResidualRow) -> Option<f64>;
@@ -21,6 +21,7 @@ pub fn residual_chart(rows: &[ResidualRow]) -> Chart {
     let panel = |title: &str, y_label: &str, shown: Shown| Panel {
         title: title.to_owned(),
         y_label: y_label.to_owned(),
+        x_axis: None,
         series: curves
             .iter()
             .enumerate()
@@ -42,7 +43,8 @@ pub fn residual_chart(rows: &[ResidualRow]) -> Chart {
         title: "What the modules read of h0".to_owned(),
         subtitle: format!("Modules with h0 mixed in; mean over n = {tokens} tokens"),
         x_label: "block".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels: vec![
             panel("share of the mix", "‖λr‖ / ‖(1−λ)x‖", |row| row.share_mean),
             panel("part of the branch's output", "‖branch of λr‖ / ‖branch‖", |row| row.branch_share),

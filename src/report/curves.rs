@@ -1,6 +1,6 @@
 //! Similarity tables as figures: one curve a run and group, over layers or depth.
 
-use super::chart::{Chart, GREY, Panel, Point, Series, Width};
+use super::chart::{Chart, GREY, Panel, Point, Scale, Series, Width, baseline_of};
 use super::rows::SimilarityRow;
 
 /// What follows a run's name in the names of its null baselines: tokens of different texts, untrained weights,
@@ -61,7 +61,7 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
     let looks: Vec<usize> = curves
         .iter()
         .enumerate()
-        .map(|(place, (run, _))| baseline(run).map_or_else(|| runs(place), |kind| GREY + 1 + kind))
+        .map(|(place, (run, _))| baseline(run).map_or_else(|| runs(place), |kind| baseline_of(0, kind)))
         .collect();
     let one_run = curves.iter().all(|(run, _)| curves.first().is_some_and(|first| first.0 == *run));
     let panels: Vec<Panel> = options
@@ -81,6 +81,7 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
                     String::new()
                 },
                 y_label: y_label(measure, options.shown),
+                x_axis: None,
                 series: series
                     .filter(|series| series.points.iter().chain(&series.hollow).any(|p| p.y.is_some()))
                     .collect(),
@@ -101,7 +102,8 @@ pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart
             Depth::Relative => "relative depth (0 = embedding, 1 = last block)",
         }
         .to_owned(),
-        integer_x: options.depth == Depth::Layers,
+        x_scale: if options.depth == Depth::Layers { Scale::Whole } else { Scale::Linear },
+        columns: None,
         panels,
         notes: notes(&drawn, options, hollow),
         width: options.width,
@@ -287,7 +289,8 @@ mod tests {
             chart.panels[0].series.iter().map(|s| (s.label.clone(), s.style)).collect()
         };
         assert_eq!(looks(&plain), [("base".to_owned(), 0), ("SIBO".to_owned(), 1)]);
-        let expected = [("base".to_owned(), 0), ("base (shuffled)".to_owned(), GREY + 3), ("SIBO".to_owned(), 1)];
+        let expected =
+            [("base".to_owned(), 0), ("base (shuffled)".to_owned(), baseline_of(0, 2)), ("SIBO".to_owned(), 1)];
         assert_eq!(looks(&chart), expected);
         assert!(chart.notes.iter().any(|note| note.starts_with("Grey:")));
     }

@@ -8,7 +8,7 @@ mod table;
 mod token_pairs;
 
 pub use chart::{
-    Bar, BarChart, BarGroup, Chart, Drawing, HeatMap, Panel, Point, Reference, RenderError, Series, Width,
+    Bar, BarChart, BarGroup, Chart, Drawing, HeatMap, Panel, Point, Reference, RenderError, Scale, Series, Width,
 };
 pub use curves::{BASELINE_SUFFIXES, CurveOptions, Depth, Shown, grey_below, similarity_chart};
 pub use markdown::{Page, frame_table, markdown_table};

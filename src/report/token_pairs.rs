@@ -1,6 +1,6 @@
 //! Tables and figures about pairs of tokens: their classes, their distance, the matrix of one text.
 
-use super::chart::{Chart, HeatMap, Panel, Point, Series, Width};
+use super::chart::{Chart, HeatMap, Panel, Point, Scale, Series, Width};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
@@ -141,7 +141,8 @@ pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
         title: "Who is alike: similarity by class of token".to_owned(),
         subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
         x_label: LAYERS.to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels,
         notes: notes(rows.iter().any(|row| row.site == FINAL_NORM), "Mean over the texts that have such a pair."),
         width: Width::TwoColumn,
@@ -188,7 +189,13 @@ fn class_panel<'a>(title: String, rows: impl Fn(&str) -> Vec<&'a TokenClassRow>)
             hollow: after.iter().map(point).collect(),
         })
     });
-    Panel { title, y_label: "mean cosine of the pairs".to_owned(), series: series.collect(), y_range: None }
+    Panel {
+        title,
+        y_label: "mean cosine of the pairs".to_owned(),
+        series: series.collect(),
+        x_axis: None,
+        y_range: None,
+    }
 }
 
 /// The figure of `distance.csv`: for each run a panel with a curve for each of at most five layers, spread evenly
@@ -214,6 +221,7 @@ pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
         Panel {
             title: run.to_owned(),
             y_label: "mean cosine of the pairs".to_owned(),
+            x_axis: None,
             series: series.collect(),
             y_range: None,
         }
@@ -222,7 +230,8 @@ pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
         title: "Similarity against distance".to_owned(),
         subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
         x_label: "log₂ of the distance |i − j| (0 = neighbours, 5 = 32 tokens apart)".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels: panels.collect(),
         notes: notes(
             false,

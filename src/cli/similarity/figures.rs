@@ -6,6 +6,7 @@ use crate::cli::write_chart;
 use crate::measures::Measure;
 use crate::report::{
     BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Shown, SimilarityRow, Width, grey_below, similarity_chart,
+    site_chart,
 };
 use anyhow::Result;
 
@@ -23,8 +24,7 @@ pub(super) fn draw(
     rows: &[SimilarityRow],
     audit: Option<&Audit>,
 ) -> Result<()> {
-    let (usual, inner): (Vec<SimilarityRow>, Vec<SimilarityRow>) =
-        rows.iter().cloned().partition(|row| USUAL.contains(&row.site.as_str()));
+    let usual: Vec<SimilarityRow> = rows.iter().filter(|row| USUAL.contains(&row.site.as_str())).cloned().collect();
     let cosines = [(Measure::Cosine, "all"), (Measure::CosineCentred, "no_first")];
     let both: Vec<(Measure, &str)> = cosines.into_iter().filter(|(m, _)| measures.contains(m)).collect();
     let both_differ = both.clone();
@@ -34,7 +34,7 @@ pub(super) fn draw(
     }
     for &measure in measures.iter().filter(|m| !cosines.iter().any(|(c, _)| c == *m)) {
         let panels = vec![(measure, "all"), (measure, "no_first")];
-        figures.push((measure.name().to_owned(), format!("{} over the layers", measure.title()), panels));
+        figures.push((measure.name().to_owned(), format!("{} · by layer", measure.title()), panels));
     }
     for (stem, title, panels) in figures {
         let mut chart = similarity_chart(&usual, &options(args, title, &panels));
@@ -47,7 +47,8 @@ pub(super) fn draw(
         write_chart(&args.out, "differences", &differences(args, &usual, &both_differ, audit))?;
     }
     for &measure in measures {
-        if let Some(chart) = sites_chart(args, measure, &inner) {
+        let title = format!("{} · inside the blocks", measure.title());
+        if let Some(chart) = site_chart(rows, &options(args, title, &[(measure, "all")])) {
             write_chart(&args.out, &format!("{}_sites", measure.name()), &chart)?;
         }
     }
@@ -83,28 +84,6 @@ fn audit_note(audit: &Audit, panels: &[(Measure, &str)]) -> Option<String> {
     let errors = errors.collect::<Vec<_>>().join(", ");
     let texts = audit.texts;
     (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {errors}."))
-}
-
-/// One panel a site; `None` where no site inside a block was measured.
-fn sites_chart(args: &SimilarityArgs, measure: Measure, rows: &[SimilarityRow]) -> Option<Chart> {
-    let mut sites: Vec<&str> = Vec::new();
-    for row in rows.iter().filter(|row| row.measure == measure.name() && row.mean.is_some()) {
-        if !sites.contains(&row.site.as_str()) {
-            sites.push(&row.site);
-        }
-    }
-    let mut whole: Option<Chart> = None;
-    for site in sites {
-        let own: Vec<SimilarityRow> = rows.iter().filter(|row| row.site == site).cloned().collect();
-        let title = format!("{} inside the blocks", measure.title());
-        let mut chart = similarity_chart(&own, &options(args, title, &[(measure, "all")]));
-        chart.panels.iter_mut().for_each(|panel| panel.title = site.replace('_', " "));
-        match &mut whole {
-            None => whole = Some(chart),
-            Some(whole) => whole.panels.extend(chart.panels),
-        }
-    }
-    whole
 }
 
 fn options(args: &SimilarityArgs, title: String, panels: &[(Measure, &str)]) -> CurveOptions {

@@ -379,7 +379,7 @@ mod tests {
         let expected =
             [("base".to_owned(), 0), ("base (shuffled)".to_owned(), baseline_of(0, 2)), ("SIBO".to_owned(), 1)];
         assert_eq!(looks(&chart), expected);
-        let said = "Pale, in their runs' colours, baselines – shuffled: a text's tokens in random order.";
+        let said = "Pale, in their runs' colours, baselines – shuffled: tokens in random order.";
         assert!(chart.notes.iter().any(|note| note == said), "{:?}", chart.notes);
     }
 

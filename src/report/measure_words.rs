@@ -103,7 +103,7 @@ pub(super) fn baseline_note(measure: &str, kinds: &[usize], colour: &str) -> Str
         OtherTexts::OwnValue => "other texts: near the run by construction, no null of each token's own value",
         OtherTexts::Pooled => "other texts: near the run by construction, no null of what pools all tokens",
     };
-    let said = [other, "untrained: random weights", "shuffled: a text's tokens in random order"];
+    let said = [other, "untrained: random weights", "shuffled: tokens in random order"];
     let said: Vec<&str> =
         said.into_iter().enumerate().filter(|(kind, _)| kinds.contains(kind)).map(|(_, said)| said).collect();
     format!("{colour}, baselines – {}.", said.join("; "))
@@ -132,10 +132,7 @@ mod tests {
     #[test]
     fn other_texts_are_called_a_null_only_where_they_are_one() {
         let cosine = baseline_note("cosine", &[0, 2], "Grey");
-        assert_eq!(
-            cosine,
-            "Grey, baselines – other texts: tokens that never met; shuffled: a text's tokens in random order."
-        );
+        assert_eq!(cosine, "Grey, baselines – other texts: tokens that never met; shuffled: tokens in random order.");
         for measure in ["retention", "nearest_embedding", "norm_mean", "outlier_share_3", "cka_layer0"] {
             assert!(baseline_note(measure, &[0], "Grey").contains("near the run by construction"), "{measure}");
         }

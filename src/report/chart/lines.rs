@@ -205,8 +205,11 @@ impl Chart {
     }
 }
 
-/// Series with their places in the panel: those behind (null baselines), and those that may not be hidden by them.
-fn layers(series: &[Series]) -> (Vec<(usize, &Series)>, Vec<(usize, &Series)>) {
+/// A series and its place in the panel.
+type Placed<'a> = (usize, &'a Series);
+
+/// The series of a panel: those behind (null baselines), and those that may not be hidden by them.
+fn layers(series: &[Series]) -> (Vec<Placed<'_>>, Vec<Placed<'_>>) {
     series.iter().enumerate().partition(|(_, series)| Style::is_behind(series.style))
 }
 

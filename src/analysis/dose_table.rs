@@ -4,7 +4,7 @@ use super::dose::Measured;
 use super::dose_grid::DosePoint;
 use super::dose_spread::{Spread, Spreads, dose_spreads, spread_columns};
 use crate::peft::ResidualConfig;
-use crate::report::{Chart, Panel, Point, Series, Width};
+use crate::report::{Chart, Panel, Point, Scale, Series, Width};
 use crate::statistics::StatisticsError;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -125,7 +125,7 @@ pub fn last_block(rows: &[DoseRow]) -> Vec<&DoseRow> {
 pub struct LossSource(pub String);
 
 /// The figure of a study: with all blocks dosed, similarity and loss against λ and against the real share of h0;
-/// with one block at a time, against the block, a curve for each λ.
+/// with one block at a time, against the block and against the share there, a curve for each λ.
 #[must_use]
 pub fn dose_chart(rows: &[DoseRow], loss: &LossSource) -> Chart {
     let points = last_block(rows);
@@ -141,6 +141,7 @@ pub fn dose_chart(rows: &[DoseRow], loss: &LossSource) -> Chart {
 
 const SIMILARITY: &str = "token-wise cosine similarity";
 const LOSS: &str = "next-token loss (nats)";
+const SHARE: &str = "real h0 share, ‖λr‖ / ‖(1−λ)x‖";
 
 const BANDS: &str = "Bands: 95 % bootstrap over texts, of the loss over examples. Paired differences are narrower: \
     dose.csv.";
@@ -161,23 +162,25 @@ fn all_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let lambda: Value = |row| Some(row.lambda);
     let share: Value = |row| row.real_share;
     let (similarity, loss) = (OF_SIMILARITY, OF_LOSS);
-    let panel = |title: &str, y_label: &str, x: Value, y: Banded| Panel {
+    let panel = |title: &str, y_label: &str, x_label: &str, (x, y): (Value, Banded)| Panel {
         title: title.to_owned(),
         y_label: y_label.to_owned(),
+        x_axis: Some((x_label.to_owned(), Scale::Linear)),
         series: dose_curves(points, x, y),
         y_range: None,
     };
     Chart {
         title: "Dose and response: the initial residual of a frozen adapter".to_owned(),
         subtitle: format!("Similarity after the last block; {subtitle}"),
-        x_label: "dose".to_owned(),
-        integer_x: false,
+        x_label: "λ".to_owned(),
+        x_scale: Scale::Linear,
         panels: vec![
-            panel("similarity against λ", SIMILARITY, lambda, similarity),
-            panel("similarity against the real share ‖λr‖ / ‖(1−λ)x‖", SIMILARITY, share, similarity),
-            panel("loss against λ", LOSS, lambda, loss),
-            panel("loss against the real share ‖λr‖ / ‖(1−λ)x‖", LOSS, share, loss),
+            panel("similarity against λ", SIMILARITY, "λ", (lambda, similarity)),
+            panel("similarity against the real share", SIMILARITY, SHARE, (share, similarity)),
+            panel("loss against λ", LOSS, "λ", (lambda, loss)),
+            panel("loss against the real share", LOSS, SHARE, (share, loss)),
         ],
+        columns: Some(2),
         notes: vec![
             format!("{note} All blocks dosed at once; curves: what the λ term reads. \"trained\": as trained."),
             "The share is the mean over tokens and dosed modules; λ = 1 has none, and `none` stays at 0.".to_owned(),
@@ -223,40 +226,73 @@ fn each_chart(points: &[&DoseRow], subtitle: String, note: &str) -> Chart {
     let mut lambdas: Vec<f64> = points.iter().map(|row| row.lambda).collect();
     lambdas.sort_by(f64::total_cmp);
     lambdas.dedup();
-    let trained = points.iter().find(|row| row.trained).map(|row| row.lambda);
-    let shown = spread_out(&lambdas, trained);
-    let arms = dosed_arms(points);
+    let trained = points.iter().find(|row| row.trained).map(|row| (row.lambda, row.arm.as_str()));
+    let shown = spread_out(&lambdas, trained.map(|(lambda, _)| lambda));
     let (similarity, loss) = (OF_SIMILARITY, OF_LOSS);
-    let curve = |arm: &str, style: usize, lambda: f64, y: Banded| Series {
-        label: if Some(lambda) == trained { format!("λ = {lambda} (trained)") } else { format!("λ = {lambda}") },
-        style,
-        points: points
-            .iter()
-            .filter(|row| row.arm == arm && row.lambda == lambda)
-            .filter_map(|row| Some(banded(f64::from(row.dose_layer?), y(row))))
-            .collect(),
-        hollow: Vec::new(),
-    };
-    let panel = |arm: &str, what: &str, y_label: &str, y: Banded| Panel {
-        title: format!("{what}, r = {arm}"),
-        y_label: y_label.to_owned(),
-        series: shown.iter().enumerate().map(|(style, &lambda)| curve(arm, style, lambda, y)).collect(),
-        y_range: None,
-    };
-    let panels =
-        arms.iter().flat_map(|arm| [panel(arm, "similarity", SIMILARITY, similarity), panel(arm, "loss", LOSS, loss)]);
+    let block: Value = |row| row.dose_layer.map(f64::from);
+    let share: Value = |row| row.real_share;
+    let panels = dosed_arms(points).into_iter().flat_map(|arm| {
+        let own: Vec<&DoseRow> = points.iter().filter(|row| row.arm == arm).copied().collect();
+        let panel = |what: &str, y_label: &str, x_label: Option<&str>, (x, y): (Value, Banded)| Panel {
+            title: match trained {
+                Some((lambda, trained)) if trained == arm => format!("{what}, r = {arm} (trained at λ = {lambda})"),
+                _ => format!("{what}, r = {arm}"),
+            },
+            y_label: y_label.to_owned(),
+            x_axis: x_label.map(|label| (label.to_owned(), Scale::Linear)),
+            series: lambda_curves(&own, &shown, x_label.is_none(), x, y),
+            y_range: None,
+        };
+        let mut panels = vec![
+            panel("similarity by block", SIMILARITY, None, (block, similarity)),
+            panel("loss by block", LOSS, None, (block, loss)),
+        ];
+        // An arm that adds nothing has a share of 0 whatever the dose.
+        if own.iter().any(|row| row.real_share.is_some_and(|share| share > 0.0)) {
+            panels.push(panel("similarity by share", SIMILARITY, Some(SHARE_THERE), (share, similarity)));
+            panels.push(panel("loss by share", LOSS, Some(SHARE_THERE), (share, loss)));
+        }
+        panels
+    });
+    let panels: Vec<Panel> = panels.collect();
+    let mut notes = vec![format!("{note} The other blocks keep the λ and the arm that they were trained with.")];
+    notes.push(BANDS.to_owned());
+    if panels.iter().any(|panel| panel.x_axis.is_some()) {
+        notes
+            .push("Against the share: a dot is a block; the share is the mean over its tokens and modules.".to_owned());
+    }
+    if shown.len() < lambdas.len() {
+        notes.push(format!("Drawn: {} of {} λ; dose.csv holds all.", shown.len(), lambdas.len()));
+    }
     Chart {
         title: "Dose and response, one block at a time".to_owned(),
         subtitle: format!("Similarity after the last block; {subtitle}"),
         x_label: "dosed block".to_owned(),
-        integer_x: true,
-        panels: panels.collect(),
-        notes: vec![
-            format!("{note} The other blocks keep the λ and the arm that they were trained with."),
-            BANDS.to_owned(),
-        ],
+        x_scale: Scale::Whole,
+        panels,
+        columns: Some(2),
+        notes,
         width: Width::TwoColumn,
     }
+}
+
+/// The real share in the block that is dosed.
+const SHARE_THERE: &str = "real h0 share in the dosed block, ‖λr‖ / ‖(1−λ)x‖";
+
+/// A curve a λ, or dots that nothing joins.
+fn lambda_curves(own: &[&DoseRow], lambdas: &[f64], joined: bool, x: Value, y: Banded) -> Vec<Series> {
+    let series = lambdas.iter().enumerate().map(|(style, &lambda)| {
+        let points = own.iter().filter(|row| row.lambda == lambda);
+        let points = points.filter_map(|row| Some(banded(x(row)?, y(row))));
+        let gap = |point: Point| (!joined).then_some(Point { y: None, interval: None, ..point });
+        Series {
+            label: format!("λ = {lambda}"),
+            style,
+            points: points.flat_map(|point| [Some(point), gap(point)]).flatten().collect(),
+            hollow: Vec::new(),
+        }
+    });
+    series.collect()
 }
 
 /// At most [`MOST_CURVES`] of the values: the ends, the trained one, and others between them.
@@ -337,6 +373,8 @@ mod tests {
         assert_eq!(bands(2), [Some((1.0, 3.0)), Some((1.5, 3.5)), Some((2.0, 4.0))]);
         assert_eq!(bands(0), [None; 3]);
         assert_eq!(chart.panels[2].series[2].points[0].interval, None, "the curve's band is the trained point's");
+        let axes: Vec<&str> = chart.panels.iter().filter_map(|p| Some(p.x_axis.as_ref()?.0.as_str())).collect();
+        assert_eq!(axes, ["λ", SHARE, "λ", SHARE]);
         assert!(chart.subtitle.contains("n = 9 texts; loss over the texts"));
     }
 
@@ -345,13 +383,40 @@ mod tests {
         let rows: Vec<DoseRow> =
             (1..=2).flat_map(|block| [0.0, 0.5].map(|lambda| row(Some(block), "h0", lambda))).collect();
         let chart = dose_chart(&rows, &LossSource("x".into()));
-        assert_eq!(chart.panels.len(), 2);
+        let titles: Vec<&str> = chart.panels.iter().map(|panel| panel.title.as_str()).collect();
+        let trained = "r = h0 (trained at λ = 0.5)";
+        let wanted = ["similarity by block", "loss by block", "similarity by share", "loss by share"]
+            .map(|what| format!("{what}, {trained}"));
+        assert_eq!(titles, wanted);
         let labels: Vec<&str> = chart.panels[0].series.iter().map(|s| s.label.as_str()).collect();
-        assert_eq!(labels, ["λ = 0", "λ = 0.5 (trained)"]);
+        assert_eq!(labels, ["λ = 0", "λ = 0.5"]);
         let points: Vec<(f64, Option<f64>)> = chart.panels[1].series[1].points.iter().map(|p| (p.x, p.y)).collect();
         assert_eq!(points, [(1.0, Some(2.5)), (2.0, Some(2.5))]);
+        let dots: Vec<(f64, Option<f64>)> = chart.panels[3].series[1].points.iter().map(|p| (p.x, p.y)).collect();
+        assert_eq!(dots, [(0.25, Some(2.5)), (0.25, None)].repeat(2), "nothing joins two blocks");
+        assert!(!chart.notes.iter().any(|note| note.starts_with("Drawn:")));
         let tenths: Vec<f64> = (0..=10).map(|i| f64::from(i) / 10.0).collect();
         assert_eq!(spread_out(&tenths, Some(0.3)), [0.0, 0.3, 0.4, 0.6, 0.8, 1.0]);
         assert_eq!(spread_out(&tenths, Some(0.8)), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
+    }
+
+    #[test]
+    fn only_the_trained_arm_is_called_trained_and_what_is_left_out_is_said() {
+        let tenths = || (0..=10).map(|i| f64::from(i) / 10.0);
+        let rows: Vec<DoseRow> =
+            ["none", "h0"].iter().flat_map(|arm| tenths().map(|lambda| row(Some(1), arm, lambda))).collect();
+        let chart = dose_chart(&rows, &LossSource("x".into()));
+        let titles: Vec<&str> = chart.panels.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(
+            titles[..2],
+            ["similarity by block, r = none", "loss by block, r = none"],
+            "with a share of 0 throughout"
+        );
+        assert_eq!(
+            titles[2..4],
+            ["similarity by block, r = h0 (trained at λ = 0.5)", "loss by block, r = h0 (trained at λ = 0.5)"]
+        );
+        assert_eq!((titles.len(), chart.columns), (6, Some(2)));
+        assert_eq!(chart.notes.last().unwrap(), "Drawn: 6 of 11 λ; dose.csv holds all.");
     }
 }

@@ -20,7 +20,7 @@ use super::estimates::Estimates;
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
 use crate::probe::Site;
-use crate::report::{Chart, Panel, Point as Spot, Series, Width};
+use crate::report::{Chart, Panel, Point as Spot, Scale, Series, Width};
 use crate::statistics::StatisticsError;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -230,6 +230,7 @@ pub fn split_chart(rows: &[SplitRow], measure: Measure) -> Option<Chart> {
                 title: if runs.len() > 1 { format!("{run}: {what}") } else { what.to_owned() },
                 y_label: if summed { "summed change".to_owned() } else { "change".to_owned() },
                 series: series.collect(),
+                x_axis: None,
                 y_range: Some((0.0, 0.0)),
             }
         })
@@ -238,7 +239,8 @@ pub fn split_chart(rows: &[SplitRow], measure: Measure) -> Option<Chart> {
         title: format!("{title}: who changes it"),
         subtitle: format!("All tokens; n = {texts} texts"),
         x_label: "layer".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: Some(2),
         panels: panels.collect(),
         notes: vec![
             "Change of the residual stream's value through each step of a block; the parts sum to the total. Bands: 95 % \

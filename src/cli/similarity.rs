@@ -117,6 +117,9 @@ pub(super) struct SimilarityArgs {
     /// Draw depth as a share of each model's layers.
     #[arg(long)]
     relative: bool,
+    /// Draw a panel for each run, with its own baselines, over the figure's first token set.
+    #[arg(long)]
+    panel_by_run: bool,
     /// Seed of the bootstrap, of samples and of baselines.
     #[arg(long, default_value_t = 42)]
     seed: u64,

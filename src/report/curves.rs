@@ -1,16 +1,8 @@
 //! Similarity tables as figures: one curve a run and group, over layers or depth.
 
-use super::chart::{Chart, GREY, Panel, Point, Series, Width};
+use super::chart::{Chart, GREY, Panel, Point, Scale, Series, Width, baseline_of};
+use super::measure_words::{self as words, BASELINE_SUFFIXES, baseline};
 use super::rows::SimilarityRow;
-
-/// What follows a run's name in the names of its null baselines: tokens of different texts, untrained weights,
-/// shuffled order. They are drawn grey.
-pub const BASELINE_SUFFIXES: [&str; 3] = [" (other texts)", " (untrained)", " (shuffled)"];
-
-/// Which null baseline a run is, if it is one.
-fn baseline(run: &str) -> Option<usize> {
-    BASELINE_SUFFIXES.iter().position(|suffix| run.ends_with(suffix))
-}
 
 /// The horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,67 +37,164 @@ pub struct CurveOptions {
     pub width: Width,
 }
 
+/// A run and group that has a curve in every panel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Curve<'a> {
+    run: &'a str,
+    group: Option<&'a str>,
+}
+
+/// The curves of a table, in order of appearance, and how they look.
+#[derive(Debug)]
+pub(super) struct Curves<'a> {
+    /// Each with the number of its style.
+    curves: Vec<(Curve<'a>, usize)>,
+    one_run: bool,
+}
+
+impl<'a> Curves<'a> {
+    /// Runs keep the looks that they have without baselines; a baseline has its run's colour made pale.
+    pub(super) fn of(rows: &'a [SimilarityRow]) -> Self {
+        let mut all: Vec<Curve<'a>> = Vec::new();
+        for row in rows {
+            let curve = Curve { run: &row.run, group: row.group.as_deref() };
+            if !all.contains(&curve) {
+                all.push(curve);
+            }
+        }
+        let own = |curve: &Curve<'a>| Curve { run: baseline(curve.run).map_or(curve.run, |(run, _)| run), ..*curve };
+        let mut runs: Vec<Curve<'a>> = all.iter().filter(|curve| baseline(curve.run).is_none()).copied().collect();
+        let orphans: Vec<Curve<'a>> = all.iter().map(own).filter(|own| !runs.contains(own)).collect();
+        runs.extend(orphans);
+        let look = |curve: &Curve<'a>| {
+            let place = runs.iter().position(|run| *run == own(curve)).unwrap_or_default();
+            baseline(curve.run).map_or(place, |(_, kind)| baseline_of(place, kind))
+        };
+        let one_run = all.iter().all(|curve| runs.first().is_some_and(|first| first.run == own(curve).run));
+        Self { curves: all.iter().map(|curve| (*curve, look(curve))).collect(), one_run }
+    }
+
+    /// The panel of the `rows` of one measure and token set; curves without a value are left out.
+    pub(super) fn panel(&self, rows: &[&SimilarityRow], measure: &str, options: &CurveOptions) -> Panel {
+        let series = self.curves.iter().map(|&(curve, style)| {
+            let of = |row: &&&SimilarityRow| row.run == curve.run && row.group.as_deref() == curve.group;
+            let own: Vec<&SimilarityRow> = rows.iter().filter(of).copied().collect();
+            along(&own, self.label(curve), style, options)
+        });
+        Panel {
+            title: String::new(),
+            y_label: y_label(measure, options.shown),
+            x_axis: None,
+            series: series.filter(|s| s.points.iter().chain(&s.hollow).any(|point| point.y.is_some())).collect(),
+            y_range: None,
+        }
+    }
+
+    fn label(&self, Curve { run, group }: Curve<'_>) -> String {
+        match group {
+            Some(group) if self.one_run => {
+                let kind = baseline(run).and_then(|(_, kind)| BASELINE_SUFFIXES.get(kind));
+                format!("{group}{}", kind.copied().unwrap_or_default())
+            }
+            Some(group) => format!("{run}, {group}"),
+            None => run.to_owned(),
+        }
+    }
+}
+
 /// The figure of `rows`: a panel for each measure and token set asked for, a curve for each run and
 /// group in order of appearance, the state after the final norm as a hollow marker beside the last layer.
 #[must_use]
 pub fn similarity_chart(rows: &[SimilarityRow], options: &CurveOptions) -> Chart {
-    let mut curves: Vec<(&str, Option<&str>)> = Vec::new();
-    for row in rows {
-        let curve = (row.run.as_str(), row.group.as_deref());
-        if !curves.contains(&curve) {
-            curves.push(curve);
-        }
-    }
-    // Runs keep the looks that they have without baselines; one kind of baseline has one dash for all runs.
-    let runs = |upto: usize| curves.iter().take(upto).filter(|(run, _)| baseline(run).is_none()).count();
-    let looks: Vec<usize> = curves
-        .iter()
-        .enumerate()
-        .map(|(place, (run, _))| baseline(run).map_or_else(|| runs(place), |kind| GREY + 1 + kind))
-        .collect();
-    let one_run = curves.iter().all(|(run, _)| curves.first().is_some_and(|first| first.0 == *run));
+    let curves = Curves::of(rows);
+    let one_measure = options.panels.iter().all(|(m, _)| options.panels.first().is_some_and(|(first, _)| first == m));
+    let shown = |(measure, tokens): &(String, String)| -> Vec<&SimilarityRow> {
+        rows.iter().filter(|row| row.measure == *measure && row.tokens == *tokens).collect()
+    };
+    let mut outside = Vec::new();
     let panels: Vec<Panel> = options
         .panels
         .iter()
-        .map(|(measure, tokens)| {
-            let rows = || rows.iter().filter(|row| row.measure == *measure && row.tokens == *tokens);
-            let series = curves.iter().zip(&looks).map(|(&(run, group), &style)| {
-                let own: Vec<&SimilarityRow> =
-                    rows().filter(|row| row.run == run && row.group.as_deref() == group).collect();
-                curve(&own, label(run, group, one_run), style, options)
-            });
-            Panel {
-                title: if options.panels.len() > 1 {
-                    format!("{}, {}", measure_name(measure), token_name(tokens))
-                } else {
-                    String::new()
-                },
-                y_label: y_label(measure, options.shown),
-                series: series
-                    .filter(|series| series.points.iter().chain(&series.hollow).any(|p| p.y.is_some()))
-                    .collect(),
-                y_range: None,
+        .map(|asked| {
+            let (measure, tokens) = asked;
+            let mut panel = curves.panel(&shown(asked), measure, options);
+            if options.panels.len() > 1 {
+                panel.title = match one_measure {
+                    true => capitalised(&token_name(tokens)),
+                    false => format!("{}, {}", words::short(measure), token_name(tokens)),
+                };
             }
+            if words::is_size(measure)
+                && let Some(values) = take_far_hollow(&mut panel)
+            {
+                outside.push(if options.panels.len() > 1 {
+                    format!("{}: {values}", token_name(tokens))
+                } else {
+                    values
+                });
+            }
+            panel
         })
         .collect();
-    let drawn: Vec<&SimilarityRow> = rows
-        .iter()
-        .filter(|row| options.panels.iter().any(|(measure, tokens)| row.measure == *measure && row.tokens == *tokens))
-        .collect();
+    let drawn: Vec<&SimilarityRow> = options.panels.iter().flat_map(shown).collect();
     let hollow = panels.iter().flat_map(|panel| &panel.series).any(|series| !series.hollow.is_empty());
+    let mut notes = notes(&drawn, options);
+    if hollow {
+        notes.push("Hollow: after the final norm, at the last layer (drawn beside it).".to_owned());
+    }
+    if !outside.is_empty() {
+        notes.push(format!("After the final norm, outside the axis: {}.", outside.join("; ")));
+    }
     Chart {
         title: options.title.clone(),
         subtitle: subtitle(&drawn, options),
-        x_label: match options.depth {
-            Depth::Layers => "layer (0 = embedding, 1…L = blocks)",
-            Depth::Relative => "relative depth (0 = embedding, 1 = last block)",
-        }
-        .to_owned(),
-        integer_x: options.depth == Depth::Layers,
+        x_label: x_label(&drawn, options.depth),
+        x_scale: if options.depth == Depth::Layers { Scale::Whole } else { Scale::Linear },
         panels,
-        notes: notes(&drawn, options, hollow),
+        columns: None,
+        notes,
         width: options.width,
     }
+}
+
+/// The horizontal axis of the layers that `rows` have.
+pub(super) fn x_label(rows: &[&SimilarityRow], depth: Depth) -> String {
+    let embedding = rows.iter().any(|row| row.layer == 0);
+    match (depth, embedding) {
+        (Depth::Layers, true) => "layer (0 = embedding, 1…L = blocks)",
+        (Depth::Layers, false) => "layer (1…L = blocks)",
+        (Depth::Relative, true) => "relative depth (0 = embedding, 1 = last block)",
+        (Depth::Relative, false) => "relative depth (1 = last block)",
+    }
+    .to_owned()
+}
+
+/// Takes the hollow points out of a panel whose axis one of them would more than double; gives the runs' values, for
+/// the note.
+fn take_far_hollow(panel: &mut Panel) -> Option<String> {
+    let size = |point: &Point| point.y.filter(|y| y.is_finite()).map(f64::abs);
+    let largest = panel.series.iter().flat_map(|series| &series.points).filter_map(size).fold(0.0, f64::max);
+    let hollow = panel.series.iter().flat_map(|series| &series.hollow);
+    if largest == 0.0 || !hollow.filter_map(size).any(|size| size > 2.0 * largest) {
+        return None;
+    }
+    let mut values = Vec::new();
+    for series in &mut panel.series {
+        for y in series.hollow.drain(..).filter_map(|point| point.y) {
+            if baseline(&series.label).is_none() {
+                values.push(format!("{} {}", series.label, three_digits(y)));
+            }
+        }
+    }
+    Some(values.join(", "))
+}
+
+fn three_digits(value: f64) -> String {
+    if value.abs() >= 1e5 {
+        return format!("{value:.2e}");
+    }
+    let decimals = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 9.0) as usize;
+    format!("{value:.decimals$}")
 }
 
 /// Shades the audit's error around zero in a panel of differences, and greys each point within it. `error` gives that
@@ -152,7 +241,7 @@ pub fn grey_below(panel: &mut Panel, error: impl Fn(f64, bool) -> Option<f64>) -
     greyed
 }
 
-fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
+fn along(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOptions) -> Series {
     let layers = rows.iter().map(|row| row.layer).max().unwrap_or(0).max(1);
     let point = |row: &&SimilarityRow| {
         let (y, low, high) = match options.shown {
@@ -172,21 +261,6 @@ fn curve(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOp
     Series { label, style, points: along.iter().map(point).collect(), hollow }
 }
 
-fn label(run: &str, group: Option<&str>, one_run: bool) -> String {
-    match group {
-        Some(group) if one_run => group.to_owned(),
-        Some(group) => format!("{run}, {group}"),
-        None => run.to_owned(),
-    }
-}
-
-fn measure_name(measure: &str) -> String {
-    match measure {
-        "cosine_centred" => "cosine, corpus-centred".to_owned(),
-        other => other.replace('_', " "),
-    }
-}
-
 fn token_name(tokens: &str) -> String {
     match tokens {
         "all" => "all tokens".to_owned(),
@@ -197,18 +271,24 @@ fn token_name(tokens: &str) -> String {
 }
 
 fn y_label(measure: &str, shown: Shown) -> String {
-    let name = match measure {
-        "cosine" => "token-wise cosine similarity".to_owned(),
-        "cosine_centred" => "corpus-centred token-wise cosine".to_owned(),
-        other => measure_name(other),
-    };
+    let name = words::axis(measure);
     match shown {
         Shown::Mean => name,
         Shown::Difference => format!("difference in {name}"),
     }
 }
 
-fn subtitle(rows: &[&SimilarityRow], options: &CurveOptions) -> String {
+/// The rows that have what is shown.
+fn with_value<'a>(rows: &[&'a SimilarityRow], shown: Shown) -> Vec<&'a SimilarityRow> {
+    let value = |row: &&&SimilarityRow| match shown {
+        Shown::Mean => row.mean.is_some(),
+        Shown::Difference => row.diff.is_some(),
+    };
+    rows.iter().filter(value).copied().collect()
+}
+
+pub(super) fn subtitle(rows: &[&SimilarityRow], options: &CurveOptions) -> String {
+    let rows = with_value(rows, options.shown);
     let least = rows.iter().map(|row| row.texts).min().unwrap_or(0);
     let most = rows.iter().map(|row| row.texts).max().unwrap_or(0);
     let texts = if least == most { format!("n = {most} texts") } else { format!("n = {least} to {most} texts") };
@@ -223,7 +303,9 @@ fn capitalised(text: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-fn notes(rows: &[&SimilarityRow], options: &CurveOptions, hollow: bool) -> Vec<String> {
+/// What the bands, the baselines and the measure are.
+pub(super) fn notes(rows: &[&SimilarityRow], options: &CurveOptions) -> Vec<String> {
+    let rows = with_value(rows, options.shown);
     let mut notes = Vec::new();
     let (banded, note) = match options.shown {
         Shown::Mean => (
@@ -239,12 +321,19 @@ fn notes(rows: &[&SimilarityRow], options: &CurveOptions, hollow: bool) -> Vec<S
     if banded {
         notes.push(note);
     }
-    if rows.iter().any(|row| baseline(&row.run).is_some()) {
-        notes.push("Grey: null baselines, what the measure gives where there is nothing to see.".to_owned());
+    let measure = options.panels.first().map(|(measure, _)| measure.as_str()).unwrap_or_default();
+    let mut kinds: Vec<usize> = rows.iter().filter_map(|row| Some(baseline(&row.run)?.1)).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    if !kinds.is_empty() {
+        let run = |row: &&SimilarityRow| {
+            (baseline(&row.run).map_or(row.run.clone(), |(run, _)| run.to_owned()), row.group.clone())
+        };
+        let several = rows.iter().any(|row| rows.first().is_some_and(|first| run(first) != run(row)));
+        let colour = if several { "Pale, in their runs' colours" } else { "Grey" };
+        notes.push(words::baseline_note(measure, &kinds, colour));
     }
-    if hollow {
-        notes.push("Hollow: after the final norm, at the last layer (drawn beside it).".to_owned());
-    }
+    notes.extend(words::derived(measure));
     notes
 }
 
@@ -314,9 +403,58 @@ mod tests {
             chart.panels[0].series.iter().map(|s| (s.label.clone(), s.style)).collect()
         };
         assert_eq!(looks(&plain), [("base".to_owned(), 0), ("SIBO".to_owned(), 1)]);
-        let expected = [("base".to_owned(), 0), ("base (shuffled)".to_owned(), GREY + 3), ("SIBO".to_owned(), 1)];
+        let expected =
+            [("base".to_owned(), 0), ("base (shuffled)".to_owned(), baseline_of(0, 2)), ("SIBO".to_owned(), 1)];
         assert_eq!(looks(&chart), expected);
-        assert!(chart.notes.iter().any(|note| note.starts_with("Grey:")));
+        let said = "Pale, in their runs' colours, baselines – shuffled: tokens in random order.";
+        assert!(chart.notes.iter().any(|note| note == said), "{:?}", chart.notes);
+    }
+
+    #[test]
+    fn baselines_are_told_apart_by_run_and_by_group() {
+        let mut with = vec![row("base", 1, "block", 0.2, None), row("base (shuffled)", 1, "block", 0.2, None)];
+        let alone = similarity_chart(&with, &options(Depth::Layers, Shown::Mean));
+        assert!(alone.notes.iter().any(|note| note.starts_with("Grey, baselines")), "{:?}", alone.notes);
+        let grouped: Vec<SimilarityRow> =
+            with.iter().map(|row| SimilarityRow { group: Some("sums".into()), ..row.clone() }).collect();
+        with.extend(grouped);
+        let chart = similarity_chart(&with, &options(Depth::Layers, Shown::Mean));
+        let looks: Vec<(&str, usize)> = chart.panels[0].series.iter().map(|s| (s.label.as_str(), s.style)).collect();
+        let expected =
+            [("base", 0), ("base (shuffled)", baseline_of(0, 2)), ("sums", 1), ("sums (shuffled)", baseline_of(1, 2))];
+        assert_eq!(looks, expected);
+    }
+
+    #[test]
+    fn a_final_norm_far_outside_is_said_and_not_drawn() {
+        let norms = |after: f64| -> Vec<SimilarityRow> {
+            let rows = [row("base", 1, "block", 5.0, None), row("base", 2, "block", 12.0, None)];
+            let after = [row("base", 2, "final_norm", after, None), row("base (shuffled)", 2, "final_norm", 1.0, None)];
+            let all = rows.into_iter().chain(after);
+            all.map(|row| SimilarityRow { measure: "norm_mean".into(), ..row }).collect()
+        };
+        let panels = vec![("norm_mean".to_owned(), "no_first".to_owned())];
+        let options = CurveOptions { panels, ..options(Depth::Layers, Shown::Mean) };
+        let near = similarity_chart(&norms(20.0), &options);
+        assert_eq!(near.panels[0].series[0].hollow[0].y, Some(20.0));
+        let far = similarity_chart(&norms(312.4), &options);
+        assert!(far.panels[0].series.iter().all(|series| series.hollow.is_empty()));
+        assert_eq!(far.notes.last().unwrap(), "After the final norm, outside the axis: base 312.");
+        assert_eq!([665_223.0, 12.34, 0.5678].map(three_digits), ["6.65e5", "12.3", "0.568"]);
+    }
+
+    #[test]
+    fn only_rows_with_a_value_are_counted_and_a_panel_names_what_differs() {
+        let mut rows = rows();
+        rows.push(SimilarityRow { mean: None, texts: 0, ..row("base", 3, "block", 0.1, None) });
+        let chart = similarity_chart(&rows, &options(Depth::Layers, Shown::Mean));
+        assert_eq!(chart.subtitle, "Without the first token; n = 98 to 100 texts");
+        let panels = ["all", "no_first"].map(|tokens| ("cosine".to_owned(), tokens.to_owned())).to_vec();
+        let both = similarity_chart(&rows, &CurveOptions { panels, ..options(Depth::Layers, Shown::Mean) });
+        let titles: Vec<&str> = both.panels.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(titles, ["All tokens", "Without the first token"]);
+        let blocks: Vec<&SimilarityRow> = rows.iter().filter(|row| row.layer > 0).collect();
+        assert_eq!(x_label(&blocks, Depth::Layers), "layer (1…L = blocks)");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tables and figures about pairs of tokens: their classes, their distance, the matrix of one text.
 
-use super::chart::{Chart, HeatMap, Panel, Point, Series, Width};
+use super::chart::{Chart, HeatMap, Panel, Point, Scale, Series, Width};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
@@ -158,8 +158,10 @@ pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
         title: "Who is alike: similarity by class of token".to_owned(),
         subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
         x_label: LAYERS.to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
         panels,
+        // A run's two panels side by side.
+        columns: Some(2),
         notes: notes(
             rows.iter().any(|row| row.site == FINAL_NORM),
             &["Mean over the texts that have such a pair.", BANDS],
@@ -169,6 +171,7 @@ pub fn token_class_chart(rows: &[TokenClassRow]) -> Chart {
 }
 
 const LAYERS: &str = "layer (0 = embedding, 1…L = blocks)";
+const PAIRS: &str = "mean cosine of the pairs";
 const FINAL_NORM: &str = "final_norm";
 
 const BANDS: &str = "Shaded: 95 % bootstrap over texts; fewer than 5 texts have none.";
@@ -214,51 +217,88 @@ fn class_panel<'a>(title: String, rows: impl Fn(&str) -> Vec<&'a TokenClassRow>)
             hollow: after.iter().map(point).collect(),
         })
     });
-    Panel { title, y_label: "mean cosine of the pairs".to_owned(), series: series.collect(), y_range: None }
+    Panel { title, y_label: PAIRS.to_owned(), x_axis: None, series: series.collect(), y_range: None }
 }
 
 /// The figure of `distance.csv`: for each run a panel with a curve for each of at most five layers, spread evenly
-/// from the first to the last, over the binary logarithm of the distance.
+/// from the first to the last. A layer looks the same in every panel.
 #[must_use]
 pub fn distance_chart(rows: &[DistanceRow]) -> Chart {
-    let panels = runs(rows.iter().map(|row| row.run.as_str())).into_iter().map(|run| {
-        let own = || rows.iter().filter(|row| row.run == run && row.site != FINAL_NORM);
-        let mut layers: Vec<u32> = own().map(|row| row.layer).collect();
-        layers.sort_unstable();
-        layers.dedup();
-        let series = spread(&layers).into_iter().enumerate().map(|(style, layer)| {
-            let mut along: Vec<&DistanceRow> = own().filter(|row| row.layer == layer).collect();
+    let own = |run: &str| -> Vec<&DistanceRow> {
+        rows.iter().filter(|row| row.run == run && row.site != FINAL_NORM).collect()
+    };
+    let runs = runs(rows.iter().map(|row| row.run.as_str()));
+    let measured = |run: &str| sorted(own(run).iter().map(|row| row.layer));
+    let shown: Vec<(&str, Vec<u32>)> = runs.into_iter().map(|run| (run, spread(&measured(run)))).collect();
+    let styles = sorted(shown.iter().flat_map(|(_, layers)| layers.iter().copied()));
+    let panels = shown.iter().map(|(run, layers)| {
+        let series = layers.iter().map(|&layer| {
+            let mut along: Vec<&DistanceRow> = own(run).into_iter().filter(|row| row.layer == layer).collect();
             along.sort_by_key(|row| row.distance_from);
             let point = |row: &&DistanceRow| {
-                // The middle of a band on a logarithmic axis.
-                let middle = (row.distance_from as f64 * row.distance_to as f64).sqrt().log2();
+                // The middle of a band on an axis of doublings.
+                let middle = (row.distance_from as f64 * row.distance_to as f64).sqrt();
                 Point { x: middle, y: Some(row.mean), interval: row.ci_low.zip(row.ci_high) }
             };
-            let points = along.iter().map(point).collect();
-            Series { label: format!("layer {layer}"), style, points, hollow: Vec::new() }
+            Series {
+                label: format!("layer {layer}"),
+                style: styles.iter().position(|style| *style == layer).unwrap_or_default(),
+                points: along.iter().map(point).collect(),
+                hollow: Vec::new(),
+            }
         });
         Panel {
-            title: run.to_owned(),
-            y_label: "mean cosine of the pairs".to_owned(),
+            title: (*run).to_owned(),
+            y_label: PAIRS.to_owned(),
+            x_axis: None,
             series: series.collect(),
             y_range: None,
         }
     });
-    Chart {
+    let mut chart = Chart {
         title: "Similarity against distance".to_owned(),
         subtitle: texts_phrase(rows.iter().map(|row| row.texts)),
-        x_label: "log₂ of the distance |i − j| (0 = neighbours, 5 = 32 tokens apart)".to_owned(),
-        integer_x: true,
+        x_label: "distance |i − j| (tokens)".to_owned(),
+        x_scale: Scale::Doubling,
         panels: panels.collect(),
+        columns: None,
         notes: notes(
             false,
             &[
-                "Mean over the texts that have such a pair. A point stands in the middle of its band of distances.",
+                "Mean over the texts that have such a pair. From 5 on, a point is a band of distances (5–8, 9–16, …) and \
+                 stands in its middle.",
                 BANDS,
             ],
         ),
         width: Width::TwoColumn,
+    };
+    chart.notes.extend(layers_note(&shown, |run| measured(run).len()));
+    chart
+}
+
+/// Which layers are drawn of each run, where not all are.
+fn layers_note(shown: &[(&str, Vec<u32>)], measured: impl Fn(&str) -> usize) -> Option<String> {
+    let some: Vec<&(&str, Vec<u32>)> = shown.iter().filter(|(run, layers)| layers.len() < measured(run)).collect();
+    let list = |layers: &[u32]| layers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let alike = shown.iter().all(|(run, layers)| {
+        some.first().is_some_and(|(first, own)| own == layers && measured(first) == measured(run))
+    });
+    let said = |name: &str, run: &str, layers: &[u32]| format!("{name}{} of {}", list(layers), measured(run));
+    match some.as_slice() {
+        [] => None,
+        [(run, layers), ..] if alike => Some(format!("Drawn: layers {}.", said("", run, layers))),
+        _ => {
+            let each = some.iter().map(|(run, layers)| said(&format!("{run}, layers "), run, layers));
+            Some(format!("Drawn: {}.", each.collect::<Vec<_>>().join("; ")))
+        }
     }
+}
+
+fn sorted(layers: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut layers: Vec<u32> = layers.collect();
+    layers.sort_unstable();
+    layers.dedup();
+    layers
 }
 
 /// At most five of the layers, evenly from the first to the last.
@@ -333,7 +373,7 @@ mod tests {
         assert_eq!(within.series[0].hollow[0].y, Some(0.9));
         assert_eq!(within.series[0].points[0].interval, Some((0.4, 0.6)));
         assert_eq!(drawn(with_words), [("digits".to_owned(), 2, vec![0.1, 0.2]), ("other".to_owned(), 5, vec![0.7])]);
-        assert_eq!(chart.subtitle, "n = 4 texts");
+        assert_eq!((chart.subtitle.as_str(), chart.columns), ("n = 4 texts", Some(2)));
     }
 
     #[test]
@@ -356,9 +396,22 @@ mod tests {
         let labels: Vec<&str> = chart.panels[0].series.iter().map(|s| s.label.as_str()).collect();
         assert_eq!(labels, ["layer 0", "layer 8", "layer 15", "layer 23", "layer 30"]);
         let places: Vec<f64> = chart.panels[0].series[0].points.iter().map(|p| p.x).collect();
-        assert_eq!(places[..2], [0.0, 2.0]);
-        assert!((places[2] - (17.0_f64 * 32.0).sqrt().log2()).abs() < 1e-12);
+        assert_eq!(places, [1.0, 4.0, (17.0_f64 * 32.0).sqrt()]);
+        assert_eq!(chart.notes.last().unwrap(), "Drawn: layers 0, 8, 15, 23, 30 of 31.");
         assert_eq!(spread(&[0, 3, 6]), [0, 3, 6]);
+        let mut two = rows.clone();
+        two.extend((0..=2).map(|layer| DistanceRow { run: "small".into(), ..row(layer * 8, 1, 1) }));
+        let chart = distance_chart(&two);
+        let looks = |panel: usize| -> Vec<(&str, usize)> {
+            chart.panels[panel].series.iter().map(|s| (s.label.as_str(), s.style)).collect()
+        };
+        assert_eq!(looks(0)[..2], [("layer 0", 0), ("layer 8", 1)]);
+        assert_eq!(looks(1), [("layer 0", 0), ("layer 8", 1), ("layer 16", 3)], "a layer looks the same");
+        assert_eq!(chart.notes.last().unwrap(), "Drawn: base, layers 0, 8, 15, 23, 30 of 31.");
+        assert!(
+            !distance_chart(&two[two.len() - 3..]).notes.iter().any(|note| note.starts_with("Drawn")),
+            "all are drawn"
+        );
     }
 
     #[test]

@@ -329,7 +329,12 @@ fn baselines_stand_beside_their_run() {
     let kept = mean(&rows, "base (other texts)", "retention", "0", "embedding").unwrap();
     assert!((kept - 1.0).abs() < 1e-9, "a row still stands beside its own embedding: {kept}");
     assert_eq!(mean(&rows, "base (other texts)", "attention_entropy", "1", "block"), None, "they never met");
-    assert!(fs::read_to_string(out.join("similarity.svg")).unwrap().contains("null baselines"));
+    assert!(fs::read_to_string(out.join("similarity.svg")).unwrap().contains("tokens that never met"));
+    let apart = place.measure("apart", "--baselines shuffled --panel-by-run");
+    for figure in ["similarity.svg", "cosine_centred.svg"] {
+        let svg = fs::read_to_string(apart.join(figure)).unwrap();
+        assert!(svg.contains("measured (shuffled)") && svg.contains(">base<"), "{figure}");
+    }
     // One text has no other whose tokens could stand in.
     let (line, _) = place.line("alone", "--limit 1 --baselines texts");
     let ended = run(&line);

@@ -2,7 +2,7 @@
 
 use super::cell::{Arm, CellResult, SearchResult};
 use super::verdicts::last_block;
-use crate::report::{Bar, BarChart, BarGroup, Chart, Panel, Point, Reference, Series, Width};
+use crate::report::{Bar, BarChart, BarGroup, Chart, Panel, Point, Reference, Scale, Series, Width};
 use crate::statistics::student_t_interval;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -69,6 +69,7 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
             .filter(|arm| cells.iter().any(|c| c.arm == **arm))
             .map(|&arm| series(cells, arm, style(arm), curve))
             .collect(),
+        x_axis: None,
         y_range: None,
     };
     let seeds = cells.iter().filter(|c| c.arm == Arm::LoraVanilla).count();
@@ -76,7 +77,8 @@ fn curves(cells: &[CellResult], title: &str, y_label: &str, curve: Curve) -> Cha
         title: title.to_owned(),
         subtitle: format!("embedded model, task difference, {seeds} paired seeds; the same steps in every arm"),
         x_label: "layer (0 = embedding)".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels: vec![
             panel("LoRA", &[Arm::Base, Arm::LoraVanilla, Arm::LoraNone, Arm::LoraSibo]),
             panel("Adapter", &[Arm::Base, Arm::AdapterVanilla, Arm::AdapterNone, Arm::AdapterSibo]),

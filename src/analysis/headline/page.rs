@@ -8,7 +8,7 @@ use crate::persist::{self, PersistError};
 use crate::pretrain::corpus::probe_texts;
 use crate::pretrain::run::{geometry, read_log};
 use crate::pretrain::vocabulary;
-use crate::report::{Chart, Page, Panel, Point, RenderError, Series, TableError, Width, write_table};
+use crate::report::{Chart, Page, Panel, Point, RenderError, Scale, Series, TableError, Width, write_table};
 use crate::statistics::StatisticsError;
 use candle_core::{DType, Device};
 use std::path::Path;
@@ -105,13 +105,15 @@ fn base_chart(embedded: &[(&str, LayerValues)], real: &LayerValues) -> Chart {
         title: title.to_owned(),
         y_label: "mean token cosine (all tokens)".to_owned(),
         series,
+        x_axis: None,
         y_range: Some((0.0, 0.8)),
     };
     Chart {
         title: "Where tokens grow alike before any tuning".to_owned(),
         subtitle: "left: a real model of 30 layers; right: the embedded model that this study tunes".to_owned(),
         x_label: "layer (0 = embedding)".to_owned(),
-        integer_x: true,
+        x_scale: Scale::Whole,
+        columns: None,
         panels: vec![
             panel("SmolLM2-135M, 100 GSM8K problems", vec![series("pretrained", 0, real)]),
             panel(

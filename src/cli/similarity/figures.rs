@@ -7,8 +7,10 @@ use crate::measures::{Measure, Point, TokenSet};
 use crate::probe::Site;
 use crate::report::{
     BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, grey_below, similarity_chart,
+    site_chart,
 };
 use anyhow::Result;
+use std::collections::BTreeSet;
 
 /// Sites that a run is measured at without asking.
 pub(super) const USUAL: [&str; 3] = ["embedding", "block", "final_norm"];
@@ -24,8 +26,7 @@ pub(super) fn draw(
     rows: &[SimilarityRow],
     audit: Option<&Audit>,
 ) -> Result<()> {
-    let (usual, inner): (Vec<SimilarityRow>, Vec<SimilarityRow>) =
-        rows.iter().cloned().partition(|row| USUAL.contains(&row.site.as_str()));
+    let usual: Vec<SimilarityRow> = rows.iter().filter(|row| USUAL.contains(&row.site.as_str())).cloned().collect();
     let cosines = [(Measure::Cosine, "all"), (Measure::CosineCentred, "no_first")];
     let both: Vec<(Measure, &str)> = cosines.into_iter().filter(|(m, _)| measures.contains(m)).collect();
     let (mut figures, mut compared): (Vec<Figure<'_>>, Vec<Figure<'_>>) = Default::default();
@@ -35,34 +36,87 @@ pub(super) fn draw(
             "Difference of token similarity over the layers".to_owned(),
             both.clone(),
         ));
+        // A panel by run shows one of the two.
+        let apart = both.get(1).filter(|_| args.panel_by_run).map(|&(measure, tokens)| {
+            (measure.name().to_owned(), format!("{} · by layer", measure.title()), vec![(measure, tokens)])
+        });
         figures.push(("similarity".to_owned(), "Token similarity over the layers".to_owned(), both));
+        figures.extend(apart);
     }
     for &measure in measures.iter().filter(|m| !cosines.iter().any(|(c, _)| c == *m)) {
         let panels = vec![(measure, "all"), (measure, "no_first")];
-        let title = format!("{}: difference over the layers", measure.title());
+        let title = format!("{} · difference by layer", measure.title());
         compared.push((format!("{}_differences", measure.name()), title, panels.clone()));
-        figures.push((measure.name().to_owned(), format!("{} over the layers", measure.title()), panels));
+        figures.push((measure.name().to_owned(), format!("{} · by layer", measure.title()), panels));
     }
     for (stem, title, panels) in figures {
-        let mut chart = similarity_chart(&usual, &options(args, title, &panels));
+        let mut chart = match args.panel_by_run {
+            true => by_run(&usual, &options(args, title, &panels)),
+            false => similarity_chart(&usual, &options(args, title, &panels)),
+        };
         chart.notes.extend(audit.and_then(|audit| audit_note(audit, &panels, true)));
         if chart.panels.iter().any(|panel| !panel.series.is_empty()) {
             write_chart(&args.out, &stem, &chart)?;
         }
     }
-    for (stem, title, panels) in compared {
+    // Models side by side have layers of their own.
+    for (stem, title, panels) in compared.into_iter().filter(|_| !args.panel_by_run) {
         let chart = differences(args, title, &usual, &panels, audit);
         if chart.panels.iter().any(|panel| !panel.series.is_empty()) {
             write_chart(&args.out, &stem, &chart)?;
         }
     }
     for &measure in measures {
-        if let Some(mut chart) = sites_chart(args, measure, &inner) {
+        let title = format!("{} · inside the blocks", measure.title());
+        if let Some(mut chart) = site_chart(rows, &options(args, title, &[(measure, "all")])) {
             chart.notes.extend(audit.and_then(|audit| audit_note(audit, &[(measure, "all")], false)));
             write_chart(&args.out, &format!("{}_sites", measure.name()), &chart)?;
         }
     }
     Ok(())
+}
+
+/// The name of every run in a panel of its own.
+const MEASURED: &str = "measured";
+
+/// A panel for each run, with its own baselines, of the figure's first measure and token set.
+fn by_run(rows: &[SimilarityRow], options: &CurveOptions) -> Chart {
+    let own = |run: &str| BASELINE_SUFFIXES.iter().find_map(|s| run.strip_suffix(s)).unwrap_or(run).to_owned();
+    let mut runs: Vec<String> = rows.iter().map(|row| own(&row.run)).collect();
+    let mut seen = BTreeSet::new();
+    runs.retain(|run| seen.insert(run.clone()));
+    let mut options = options.clone();
+    options.panels.truncate(1);
+    let mut whole: Option<Chart> = None;
+    let mut notes: Vec<(String, Vec<String>)> = Vec::new();
+    for run in &runs {
+        let rename = |row: &SimilarityRow| {
+            let suffix = row.run.strip_prefix(run.as_str()).unwrap_or_default();
+            SimilarityRow { run: format!("{MEASURED}{suffix}"), ..row.clone() }
+        };
+        let rows: Vec<SimilarityRow> = rows.iter().filter(|row| own(&row.run) == *run).map(rename).collect();
+        let mut chart = similarity_chart(&rows, &options);
+        chart.panels.retain(|panel| !panel.series.is_empty());
+        chart.panels.iter_mut().for_each(|panel| panel.title.clone_from(run));
+        for note in std::mem::take(&mut chart.notes) {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, of)) => of.push(run.clone()),
+                None => notes.push((note, vec![run.clone()])),
+            }
+        }
+        match &mut whole {
+            None => whole = Some(chart),
+            Some(whole) => whole.panels.extend(chart.panels),
+        }
+    }
+    let mut whole = whole.unwrap_or_else(|| similarity_chart(&[], &options));
+    // A note of some runs only names them.
+    let said = |(note, of): (String, Vec<String>)| match of.len() == runs.len() {
+        true => note,
+        false => format!("{}: {note}", of.join(", ")),
+    };
+    whole.notes = notes.into_iter().map(said).collect();
+    whole
 }
 
 /// The differences of the runs to their reference; what is within the audit's error is grey.
@@ -124,28 +178,6 @@ fn audit_note(audit: &Audit, panels: &[(Measure, &str)], usual: bool) -> Option<
     let named = errors.iter().map(|(measure, error)| format!("{measure} {error:.1e}")).collect::<Vec<_>>().join(", ");
     let texts = audit.texts;
     (!errors.is_empty()).then(|| format!("Audit on {texts} texts, largest deviation of a text's value: {named}."))
-}
-
-/// One panel a site; `None` where no site inside a block was measured.
-fn sites_chart(args: &SimilarityArgs, measure: Measure, rows: &[SimilarityRow]) -> Option<Chart> {
-    let mut sites: Vec<&str> = Vec::new();
-    for row in rows.iter().filter(|row| row.measure == measure.name() && row.mean.is_some()) {
-        if !sites.contains(&row.site.as_str()) {
-            sites.push(&row.site);
-        }
-    }
-    let mut whole: Option<Chart> = None;
-    for site in sites {
-        let own: Vec<SimilarityRow> = rows.iter().filter(|row| row.site == site).cloned().collect();
-        let title = format!("{} inside the blocks", measure.title());
-        let mut chart = similarity_chart(&own, &options(args, title, &[(measure, "all")]));
-        chart.panels.iter_mut().for_each(|panel| panel.title = site.replace('_', " "));
-        match &mut whole {
-            None => whole = Some(chart),
-            Some(whole) => whole.panels.extend(chart.panels),
-        }
-    }
-    whole
 }
 
 fn options(args: &SimilarityArgs, title: String, panels: &[(Measure, &str)]) -> CurveOptions {

@@ -1,6 +1,6 @@
 //! Bar charts: a value an arm, with its interval and its seeds.
 
-use super::axis::{Axis, range};
+use super::axis::{Axis, Scale, range};
 use super::drawing::{Anchor, Drawing, balanced, text_width};
 use super::labels::spread;
 use super::page::{self, LABEL, Plot};
@@ -67,7 +67,7 @@ impl BarChart {
     pub fn draw(&self) -> Drawing {
         let mut drawing = Drawing::new(self.width.points(), &format!("{}. {}", self.title, self.subtitle));
         let top = page::heading(&mut drawing, &self.title, &self.subtitle) + 6.0;
-        let bottom = top + page::plot_height(self.width, 1) * 0.8;
+        let bottom = top + page::plot_height(self.width, 1, 1) * 0.8;
         let bars = || self.groups.iter().flat_map(|group| &group.bars);
         let values = bars().flat_map(|bar| {
             let (low, high) = bar.interval.unwrap_or((f64::NAN, f64::NAN));
@@ -79,7 +79,7 @@ impl BarChart {
         let air = 0.09 * (high - low);
         // A bar's length is its value: the axis starts at 0, whatever that leaves for differences.
         let span = (if low < 0.0 { low - air } else { 0.0 }, if high > 0.0 { high + air } else { 0.0 });
-        let y = Axis::new(span, bottom, top, 19.0, false);
+        let y = Axis::new(span, bottom, top, 19.0, Scale::Linear);
 
         let (left, right) = page::cell(&drawing, 1, 0);
         let names = self.references.iter().map(|reference| text_width(&reference.label, LABEL)).fold(0.0, f64::max);

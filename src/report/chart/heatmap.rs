@@ -1,6 +1,6 @@
 //! Heat maps: a coloured cell for each pair of labelled rows and columns, with the scale beside.
 
-use super::axis::{Axis, range};
+use super::axis::{Axis, Scale, range};
 use super::colours::ColourScale;
 use super::drawing::{Anchor, Drawing, Ink, shortened, text_width};
 use super::page::{self, LABEL, MARGIN, Plot};
@@ -187,7 +187,7 @@ fn draw_scale(drawing: &mut Drawing, scale: &ColourScale, label: &str, plot: Plo
         drawing.polygon(vec![(left, from), (left + BAR, from), (left + BAR, to), (left, to)], scale.ink(value));
     }
     frame(drawing, Plot { left, top, right: left + BAR, bottom });
-    let axis = Axis::new((scale.low, scale.high), bottom, top, 19.0, false);
+    let axis = Axis::new((scale.low, scale.high), bottom, top, 19.0, Scale::Linear);
     let mut widest: f64 = 0.0;
     for (value, text) in &axis.ticks {
         let y = axis.place(*value);

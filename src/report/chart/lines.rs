@@ -1,6 +1,6 @@
 //! Line charts: curves over layers or steps, with bands.
 
-use super::axis::{Axis, airy, range};
+use super::axis::{Axis, Scale, airy, range};
 use super::drawing::{Anchor, Drawing, Spot, text_width};
 use super::labels::spread;
 use super::page::{self, LABEL, Plot};
@@ -44,6 +44,8 @@ pub struct Panel {
     pub title: String,
     /// What is measured, and in which unit.
     pub y_label: String,
+    /// The name and layout of its horizontal axis, where they are not the chart's.
+    pub x_axis: Option<(String, Scale)>,
     /// The curves.
     pub series: Vec<Series>,
     /// Values that the axis covers at least; it always covers the data.
@@ -59,10 +61,12 @@ pub struct Chart {
     pub subtitle: String,
     /// The horizontal axis of every panel.
     pub x_label: String,
-    /// Whether ticks stand at whole numbers only (layers, steps).
-    pub integer_x: bool,
+    /// How the horizontal axis is laid out.
+    pub x_scale: Scale,
     /// The plots, row by row.
     pub panels: Vec<Panel>,
+    /// Plots in a row, where their order means something; by default as many as fit well.
+    pub columns: Option<usize>,
     /// Lines below the plots: what bands and hollow markers are.
     pub notes: Vec<String>,
     /// Width at print.
@@ -74,21 +78,28 @@ impl Chart {
     #[must_use]
     pub fn draw(&self) -> Drawing {
         let mut drawing = Drawing::new(self.width.points(), &format!("{}. {}", self.title, self.subtitle));
-        let columns = page::columns(self.width, self.panels.len());
+        let columns = self.columns.unwrap_or_else(|| page::columns(self.width, self.panels.len())).max(1);
         let direct = self.labels_fit(&drawing, columns);
-        let height = page::plot_height(self.width, columns);
+        let height = page::plot_height(self.width, columns, self.panels.len().div_ceil(columns));
         let titles = self.panels.iter().any(|panel| !panel.title.is_empty());
         let mut y = page::heading(&mut drawing, &self.title, &self.subtitle);
-        for row in self.panels.chunks(columns) {
+        for (index, row) in self.panels.chunks(columns).enumerate() {
             let top = y;
             for (column, panel) in row.iter().enumerate() {
+                let below = self.panels.get((index + 1) * columns + column);
+                // One label serves a column of plots.
+                let x_label = if below.is_some_and(|below| self.x_label(below) == self.x_label(panel)) {
+                    ""
+                } else {
+                    self.x_label(panel)
+                };
                 let cell = page::cell(&drawing, columns, column);
                 let mut plot_top = top + 3.0;
                 if titles {
                     page::panel_title(&mut drawing, &panel.title, cell, top);
                     plot_top += page::PANEL_TITLE_HEIGHT;
                 }
-                y = y.max(self.panel(&mut drawing, panel, cell, (plot_top, plot_top + height), direct));
+                y = y.max(self.panel(&mut drawing, (panel, x_label), cell, (plot_top, plot_top + height), direct));
             }
         }
         if !direct {
@@ -127,19 +138,24 @@ impl Chart {
         names
     }
 
+    fn x_label<'a>(&'a self, panel: &'a Panel) -> &'a str {
+        panel.x_axis.as_ref().map_or(&self.x_label, |(label, _)| label)
+    }
+
     fn labels_fit(&self, drawing: &Drawing, columns: usize) -> bool {
         let (left, right) = page::cell(drawing, columns, 0);
         let widest = self.names().iter().map(|(label, _)| text_width(label, LABEL)).fold(0.0, f64::max);
         let named = |panel: &Panel| panel.series.iter().filter(|series| !series.label.is_empty()).count();
         let most = self.panels.iter().map(named).max().unwrap_or(0);
-        most <= DIRECT && columns < 3 && widest <= 0.32 * (right - left)
+        let scattered = self.panels.iter().flat_map(|panel| &panel.series).any(Series::is_scattered);
+        most <= DIRECT && columns < 3 && widest <= 0.32 * (right - left) && !scattered
     }
 
     /// Draws a panel; gives the place below its axis.
     fn panel(
         &self,
         drawing: &mut Drawing,
-        panel: &Panel,
+        (panel, x_label): (&Panel, &str),
         (left, right): (f64, f64),
         (top, bottom): (f64, f64),
         direct: bool,
@@ -151,8 +167,11 @@ impl Chart {
         });
         let wanted = panel.y_range.into_iter().flat_map(|(low, high)| [low, high]);
         let found = range(values.chain(wanted));
-        let across = range(points().filter(|point| shown(point).is_some()).map(|point| point.x));
-        let y = Axis::new(airy(found.unwrap_or((0.0, 1.0))), bottom, top, 19.0, false);
+        let places = || points().filter(|point| shown(point).is_some()).map(|point| point.x);
+        // Room made around a single place does not reach below 0 where no place does.
+        let least = if places().any(|x| x < 0.0) { f64::NEG_INFINITY } else { 0.0 };
+        let across = range(places()).map(|(low, high)| (low.max(least), high));
+        let y = Axis::new(airy(found.unwrap_or((0.0, 1.0))), bottom, top, 19.0, Scale::Linear);
 
         let labels = panel.series.iter().map(|series| text_width(&series.label, LABEL)).fold(0.0, f64::max);
         let beside = if direct { labels + 10.0 } else { 3.0 };
@@ -163,24 +182,49 @@ impl Chart {
             right: right - beside,
             bottom,
         };
+        let scale = panel.x_axis.as_ref().map_or(self.x_scale, |(_, scale)| *scale);
         let end = plot.right - if hollow { HOLLOW_SHIFT + 4.0 } else { 4.0 };
-        let x = Axis::new(across.unwrap_or((0.0, 1.0)), plot.left + 5.0, end, 20.0, self.integer_x);
+        let x = Axis::new(across.unwrap_or((0.0, 1.0)), plot.left + 5.0, end, 20.0, scale);
 
         page::y_axis(drawing, plot, &y, &panel.y_label, left);
-        let below = page::x_axis(drawing, plot, &x, &self.x_label, (left, right));
+        let below = page::x_axis(drawing, plot, &x, x_label, (left, right));
         if found.is_none() || across.is_none() {
             let middle = ((plot.left + plot.right) / 2.0, (top + bottom) / 2.0);
             drawing.text("no values", middle, LABEL, Anchor::Middle, SOFT_TEXT);
             return below;
         }
         let axes = Axes { x, y };
-        panel.series.iter().for_each(|series| axes.band(drawing, series));
-        panel.series.iter().for_each(|series| axes.curve(drawing, series));
+        let (behind, before) = layers(&panel.series);
+        for layer in [&behind, &before] {
+            layer.iter().for_each(|(_, series)| axes.band(drawing, series));
+            layer.iter().for_each(|(_, series)| axes.curve(drawing, series));
+            layer.iter().for_each(|(index, series)| axes.markers(drawing, series, *index));
+        }
         if direct {
             axes.labels(drawing, &panel.series, plot);
         }
-        panel.series.iter().enumerate().for_each(|(index, series)| axes.markers(drawing, series, index));
         below
+    }
+}
+
+/// A series and its place in the panel.
+type Placed<'a> = (usize, &'a Series);
+
+/// The series of a panel: those behind (null baselines), and those that may not be hidden by them.
+fn layers(series: &[Series]) -> (Vec<Placed<'_>>, Vec<Placed<'_>>) {
+    series.iter().enumerate().partition(|(_, series)| Style::is_behind(series.style))
+}
+
+impl Series {
+    /// Whether it is one value; its name is to stand at it.
+    fn is_dot(&self) -> bool {
+        matches!(self.points.as_slice(), [_])
+    }
+
+    /// Whether it is dots that no line joins: several values, no two of them next to each other.
+    fn is_scattered(&self) -> bool {
+        let shown: Vec<bool> = self.points.iter().map(|point| shown(point).is_some()).collect();
+        shown.iter().filter(|shown| **shown).count() > 1 && !shown.windows(2).any(|pair| pair == [true, true])
     }
 }
 
@@ -231,9 +275,14 @@ impl Axes {
     fn markers(&self, drawing: &mut Drawing, series: &Series, index: usize) {
         let style = Style::of(series.style);
         let spots: Vec<Spot> = series.points.iter().filter_map(|point| self.spot(point)).collect();
-        let span = spots.last().zip(spots.first()).map_or(0.0, |(last, first)| last.0 - first.0);
+        // A curve may rise where it stands: its longer side counts.
+        let reach = |side: fn(&Spot) -> f64| {
+            spots.last().zip(spots.first()).map_or(0.0, |(last, first)| (side(last) - side(first)).abs())
+        };
+        let span = reach(|spot| spot.0).max(reach(|spot| spot.1));
         // Markers of a long curve would touch: every k-th is drawn, of each series another one.
-        let every = (7.5 * spots.len() as f64 / span.max(1.0)).ceil().max(1.0) as usize;
+        let dense = (7.5 * spots.len() as f64 / span.max(1.0)).ceil().max(1.0) as usize;
+        let every = if series.is_scattered() { 1 } else { dense };
         for (place, spot) in spots.iter().enumerate() {
             if place % every == index % every || spots.len() <= 3 {
                 style.mark(drawing, *spot, false);
@@ -264,7 +313,7 @@ impl Axes {
         let full = ends.iter().map(|(_, (x, _))| *x).fold(plot.left, f64::max);
         let width = |series: &Series| text_width(&series.label, LABEL);
         let (at_edge, early): (Vec<_>, Vec<_>) =
-            ends.into_iter().partition(|(series, (x, _))| x + width(series) + 12.0 > full);
+            ends.into_iter().partition(|(series, (x, _))| !series.is_dot() && x + width(series) + 12.0 > full);
         let wanted: Vec<f64> = at_edge.iter().map(|(_, (_, y))| *y).collect();
         let places = spread(&wanted, 1.2 * LABEL, plot.top + 0.5 * LABEL, plot.bottom - 0.5 * LABEL);
         for ((series, (x, y)), place) in at_edge.into_iter().zip(places) {
@@ -278,18 +327,20 @@ impl Axes {
         let mut taken: Vec<Box4> = Vec::new();
         for (name, (x, y)) in early {
             let beside = if name.hollow.is_empty() { 5.0 } else { HOLLOW_SHIFT + 5.0 };
-            let candidates = [0.0, -8.0, 8.0, -16.0, 16.0, -25.0, 25.0].map(|dy| (beside, dy));
+            let right = [0.0, -8.0, 8.0, -16.0, 16.0, -25.0, 25.0].map(|dy| (beside, dy));
+            let left = [0.0, -8.0, 8.0].map(|dy| (-5.0 - width(name), dy));
+            let candidates = right.into_iter().chain(left);
             let around = |(dx, dy): Spot| -> Box4 {
                 let (left, middle) = (x + dx, y + dy);
                 (left, middle - 0.55 * LABEL, left + width(name), middle + 0.55 * LABEL)
             };
             let cost = |place: &Spot| {
                 let frame = around(*place);
-                let outside = frame.1 < plot.top || frame.3 > plot.bottom;
+                let outside = frame.1 < plot.top || frame.3 > plot.bottom || frame.2 > plot.right;
                 self.covered(series, frame)
                     + if outside || taken.iter().any(|other| meet(frame, *other)) { 1000 } else { 0 }
             };
-            let best = candidates.into_iter().min_by_key(cost).unwrap_or_default();
+            let best = candidates.min_by_key(cost).unwrap_or_default();
             let frame = around(best);
             taken.push(frame);
             let style = Style::of(name.style);
@@ -329,4 +380,84 @@ type Box4 = (f64, f64, f64, f64);
 
 fn meet(a: Box4, b: Box4) -> bool {
     a.0 < b.2 && b.0 < a.2 && a.1 < b.3 && b.1 < a.3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::chart::baseline_of;
+    use crate::report::chart::drawing::{Ink, Mark};
+
+    fn series(label: &str, style: usize, points: &[(f64, Option<f64>)]) -> Series {
+        let points = points.iter().map(|&(x, y)| Point { x, y, interval: None }).collect();
+        Series { label: label.into(), style, points, hollow: Vec::new() }
+    }
+
+    fn chart(panels: Vec<Vec<Series>>) -> Chart {
+        let panel = |series| Panel { title: "p".into(), y_label: "y".into(), x_axis: None, series, y_range: None };
+        Chart {
+            title: "t".into(),
+            subtitle: "s".into(),
+            x_label: "layer".into(),
+            x_scale: Scale::Linear,
+            panels: panels.into_iter().map(panel).collect(),
+            columns: Some(1),
+            notes: Vec::new(),
+            width: Width::TwoColumn,
+        }
+    }
+
+    /// Each text with its place.
+    fn texts(chart: &Chart) -> Vec<(String, Spot)> {
+        let text = |mark| match mark {
+            Mark::Text { text, at, .. } => Some((text, at)),
+            _ => None,
+        };
+        chart.draw().marks.into_iter().filter_map(text).collect()
+    }
+
+    #[test]
+    fn a_run_is_drawn_over_its_baselines() {
+        let line = [(0.0, Some(0.1)), (1.0, Some(0.2))];
+        let chart = chart(vec![vec![series("run", 0, &line), series("run (shuffled)", baseline_of(0, 2), &line)]]);
+        let curve = |mark: &Mark| match mark {
+            Mark::Path { thickness, ink, .. } if *thickness == CURVE => Some(*ink),
+            _ => None,
+        };
+        let mut inks: Vec<Ink> = chart.draw().marks.iter().filter_map(curve).collect();
+        inks.dedup();
+        assert_eq!(inks, [Style::of(baseline_of(0, 2)).ink(), Style::of(0).ink()]);
+    }
+
+    #[test]
+    fn a_label_serves_a_column_and_a_panel_may_have_its_own() {
+        let line = || vec![series("run", 0, &[(0.0, Some(0.1)), (1.0, Some(0.2))])];
+        let count = |chart: &Chart, label: &str| texts(chart).iter().filter(|(text, _)| text == label).count();
+        let mut two = chart(vec![line(), line()]);
+        assert_eq!(count(&two, "layer"), 1);
+        two.panels[0].x_axis = Some(("share".into(), Scale::Linear));
+        assert_eq!((count(&two, "layer"), count(&two, "share")), (1, 1));
+    }
+
+    #[test]
+    fn a_dot_has_its_name_beside_it_and_an_axis_of_one_place_stays_above_zero() {
+        let line = series("h0", 1, &[(0.0, Some(0.1)), (0.5, Some(0.15)), (1.0, Some(0.2))]);
+        let whole = texts(&chart(vec![vec![line, series("trained", 0, &[(0.9, Some(0.19))])]]));
+        let at = |name: &str| whole.iter().find(|(text, _)| text == name).map(|(_, at)| *at).unwrap();
+        assert!(at("trained").0 < at("h0").0 - 20.0, "inside the plot: {whole:?}");
+        let one = texts(&chart(vec![vec![series("trained", 0, &[(0.01, Some(0.19))])]]));
+        assert!(!one.iter().any(|(text, _)| text.contains('−')), "{one:?}");
+    }
+
+    #[test]
+    fn dots_that_nothing_joins_all_have_a_marker() {
+        let scattered: Vec<(f64, Option<f64>)> =
+            (0..40).flat_map(|i| [(f64::from(i) * 1e-3, Some(f64::from(i))), (1.0, None)]).collect();
+        let dots = series("λ", 0, &scattered);
+        assert!(dots.is_scattered() && !series("", 0, &[(0.0, Some(0.1)), (1.0, Some(0.2))]).is_scattered());
+        let polygons =
+            |chart: Chart| chart.draw().marks.iter().filter(|mark| matches!(mark, Mark::Polygon { .. })).count();
+        // A rim and a marker each, and those of the legend.
+        assert_eq!(polygons(chart(vec![vec![dots]])), 2 * 41);
+    }
 }

@@ -14,12 +14,13 @@ mod page;
 mod render;
 mod style;
 
+pub use axis::Scale;
 pub use bars::{Bar, BarChart, BarGroup, Reference};
 pub use drawing::Drawing;
 pub use heatmap::HeatMap;
 pub use lines::{Chart, Panel, Point, Series};
 pub use render::RenderError;
-pub(super) use style::GREY;
+pub(super) use style::{GREY, baseline_of};
 
 /// Width at print, in a paper of two columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,7 @@ mod tests {
         let panel = |index| Panel {
             title: format!("panel {index}"),
             y_label: "token-wise cosine similarity".into(),
+            x_axis: None,
             series: all.clone(),
             y_range: None,
         };
@@ -68,8 +70,9 @@ mod tests {
             title: "Token similarity over the layers".into(),
             subtitle: "All tokens; n = 100 texts".into(),
             x_label: "layer (0 = embedding, 1…L = blocks)".into(),
-            integer_x: true,
+            x_scale: Scale::Whole,
             panels: (0..panels).map(panel).collect(),
+            columns: None,
             notes: vec!["Bands: 95 % percentile bootstrap over texts & seeds.".into()],
             width,
         }

@@ -70,13 +70,18 @@ pub(super) fn cell(drawing: &Drawing, columns: usize, column: usize) -> (f64, f6
     (left, left + width)
 }
 
-/// Height of a plot in a grid of `columns`.
-pub(super) fn plot_height(width: Width, columns: usize) -> f64 {
-    match (width, columns) {
+/// Height of a plot in a grid of `columns` and `rows`: a figure of several rows is to fit on a page.
+pub(super) fn plot_height(width: Width, columns: usize, rows: usize) -> f64 {
+    let alone: f64 = match (width, columns) {
         (Width::OneColumn, _) => 150.0,
         (Width::TwoColumn, 1) => 205.0,
         (Width::TwoColumn, 2) => 165.0,
         (Width::TwoColumn, _) => 130.0,
+    };
+    match rows {
+        ..=3 => alone,
+        4 => alone.min(108.0),
+        _ => alone.min(84.0),
     }
 }
 
@@ -154,6 +159,16 @@ pub(super) fn legend_of_fills(drawing: &mut Drawing, y: f64, entries: &[(String,
 /// Width of the sample before a legend's label.
 const SAMPLE: f64 = 18.0;
 
+/// As many of the `most` columns that runs with the same baselines stand below one another.
+fn aligned(most: usize, entries: &[(String, usize)]) -> usize {
+    let runs: Vec<usize> = (0..entries.len())
+        .filter(|place| entries.get(*place).is_some_and(|(_, style)| !Style::is_behind(*style)))
+        .collect();
+    let [0, period, ..] = runs.as_slice() else { return most };
+    let even = runs.iter().enumerate().all(|(index, place)| *place == index * period);
+    if even && *period > 1 && most >= *period { most / period * period } else { most }
+}
+
 fn legend_of(
     drawing: &mut Drawing,
     y: f64,
@@ -165,7 +180,7 @@ fn legend_of(
     let labels: Vec<String> = entries.iter().map(|(label, _)| shortened(label, LABEL, room - SAMPLE - 4.0)).collect();
     let widest = labels.iter().map(|label| text_width(label, LABEL)).fold(0.0, f64::max);
     let column = SAMPLE + 4.0 + widest + GAP;
-    let columns = ((room + GAP) / column).floor().max(1.0) as usize;
+    let columns = aligned(((room + GAP) / column).floor().max(1.0) as usize, entries);
     let mut bottom = y;
     for (index, (label, (_, style))) in labels.iter().zip(entries).enumerate() {
         let x = MARGIN + (index % columns) as f64 * column;
@@ -175,4 +190,21 @@ fn legend_of(
         bottom = middle + 0.725 * LABEL;
     }
     bottom + 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::chart::baseline_of;
+
+    #[test]
+    fn a_legend_has_each_runs_baselines_in_the_same_columns() {
+        let of = |kinds: usize, runs: usize| -> Vec<(String, usize)> {
+            let run = |run| std::iter::once(run).chain((0..kinds).map(move |kind| baseline_of(run, kind)));
+            (0..runs).flat_map(run).map(|style| (String::new(), style)).collect()
+        };
+        assert_eq!((aligned(5, &of(2, 3)), aligned(7, &of(2, 3)), aligned(2, &of(2, 3))), (3, 6, 2));
+        assert_eq!((aligned(5, &of(0, 3)), aligned(5, &of(3, 1))), (5, 5));
+        assert_eq!(aligned(5, &[of(2, 2), of(1, 1)].concat()), 3);
+    }
 }

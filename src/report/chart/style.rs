@@ -9,8 +9,18 @@ const PALETTE: [(u8, u8, u8); 7] =
 /// Dashes and gaps in points; the empty one is a solid line.
 const DASHES: [&[f64]; 5] = [&[], &[5.0, 1.6], &[1.6, 1.4], &[6.0, 1.4, 1.4, 1.4], &[3.0, 1.4]];
 
-/// Series from this number on are grey: null baselines, which no one is to mistake for a run.
+/// Series from this number on are grey and drawn behind the others: what says nothing.
 pub(in crate::report) const GREY: usize = 1 << 16;
+
+/// Series from this number on are null baselines, which no one is to mistake for a run.
+const PALE: usize = 1 << 17;
+/// Numbers that a run's baselines have: at least as many as there are kinds.
+const KINDS: usize = 4;
+
+/// The number of a null baseline: the colour of the run's number made pale, the dash and marker of its kind.
+pub(in crate::report) fn baseline_of(run: usize, kind: usize) -> usize {
+    PALE + run * KINDS + kind % KINDS
+}
 
 const GREY_RGB: (u8, u8, u8) = (150, 150, 150);
 
@@ -43,15 +53,23 @@ pub(super) struct Style {
 
 impl Style {
     pub(super) fn of(index: usize) -> Self {
+        let colour = |run: usize| PALETTE.get(run % PALETTE.len()).copied().unwrap_or_default();
         // The three lists have coprime lengths, so a combination repeats only after 210 series.
-        let own = if index >= GREY { index - GREY } else { index };
-        let pick = |length: usize| own % length;
-        let colour = PALETTE.get(pick(PALETTE.len())).copied().unwrap_or_default();
+        let (rgb, own) = match index {
+            PALE.. => (pale(colour((index - PALE) / KINDS)), (index - PALE) % KINDS + 1),
+            GREY.. => (GREY_RGB, index - GREY),
+            _ => (colour(index), index),
+        };
         Self {
-            rgb: if index >= GREY { GREY_RGB } else { colour },
-            marker: MARKERS.get(pick(MARKERS.len())).copied().unwrap_or(Marker::Circle),
-            dashes: DASHES.get(pick(DASHES.len())).copied().unwrap_or_default(),
+            rgb,
+            marker: MARKERS.get(own % MARKERS.len()).copied().unwrap_or(Marker::Circle),
+            dashes: DASHES.get(own % DASHES.len()).copied().unwrap_or_default(),
         }
+    }
+
+    /// Whether the series of that number is drawn behind the others: grey ones and baselines.
+    pub(super) fn is_behind(index: usize) -> bool {
+        index >= GREY
     }
 
     pub(super) fn ink(&self) -> Ink {
@@ -106,5 +124,27 @@ impl Style {
             drawing.polygon(outline(2.5), PAPER);
             drawing.polygon(outline(1.95), self.ink());
         }
+    }
+}
+
+/// The colour mixed with white; black becomes the grey of what says nothing.
+fn pale((red, green, blue): (u8, u8, u8)) -> (u8, u8, u8) {
+    let mixed = |channel: u8| (150.0 + f64::from(channel) * 105.0 / 255.0).round() as u8;
+    (mixed(red), mixed(green), mixed(blue))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn baselines_share_their_runs_hue_and_their_kinds_dash() {
+        let of = |run, kind| Style::of(baseline_of(run, kind));
+        assert_eq!(of(0, 0).rgb, GREY_RGB, "black made pale");
+        assert_eq!(of(1, 0).rgb, (238, 189, 150));
+        assert_eq!((of(1, 0).rgb, of(1, 0).dashes), (of(1, 2).rgb, of(2, 0).dashes));
+        assert_ne!(of(1, 0).dashes, of(1, 1).dashes);
+        assert_ne!(of(1, 0).marker, of(1, 1).marker);
+        assert!(Style::is_behind(baseline_of(0, 0)) && Style::is_behind(GREY) && !Style::is_behind(5));
     }
 }

@@ -64,6 +64,11 @@ fn memory(key: &str) -> Option<f64> {
 }
 
 fn main() -> Result<(), Failure> {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // As the program does: candle's own pool spins while it waits.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().ok_or("name a case's folder")?;
     let lambda = arguments.next().map(|text| text.parse()).transpose()?;

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::gemm::{Matrix, Threads, gemm};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "linear_cross_entropy";
@@ -35,7 +36,8 @@ pub fn linear_cross_entropy(
     let pairs = targets.iter().zip(token_weights).enumerate();
     let active = pairs.filter(|(_, (_, weight))| **weight != 0.0);
     let rows = active.map(|(row, (&target, &weight))| Row { row, target: target as usize, weight }).collect();
-    hidden.contiguous()?.apply_op2(&weight.contiguous()?, CrossEntropy { rows })
+    let arguments = [&hidden.contiguous()?, &weight.contiguous()?];
+    tape::apply2(CrossEntropy { rows }, arguments, Reads::arguments([true; 2]))
 }
 
 /// The negative log-likelihood of every target in nats, without gradients; arguments as in [`linear_cross_entropy`].

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::gemm::{Matrix, Threads, gemm};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "linear";
@@ -23,12 +24,15 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     same_dtype(NAME, x, "weight", weight)?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let Some(bias) = bias else { return x.apply_op2(&weight, Linear) };
+    let (reads_x, reads_weight) = (weight.track_op(), x.track_op());
+    let Some(bias) = bias else {
+        return tape::apply2(Linear, [&x, &weight], Reads::arguments([reads_x, reads_weight]));
+    };
     if bias.dims() != [outputs] {
         bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
     }
     same_dtype(NAME, &x, "bias", bias)?;
-    x.apply_op3(&weight, &bias.contiguous()?, Linear)
+    tape::apply3(Linear, [&x, &weight, &bias.contiguous()?], Reads::arguments([reads_x, reads_weight, false]))
 }
 
 struct Linear;

@@ -20,6 +20,7 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 mod tanh;
+mod tape;
 mod vector;
 
 #[cfg(test)]
@@ -32,8 +33,10 @@ pub use dropout::dropout;
 pub use embedding::embedding;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use mixing::{residual_mix, scaled_add};
+pub use mixing::{residual_mix, scale, scaled_add};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;
 pub use tanh::tanh;
+pub use tape::Gradients;
+pub(crate) use tape::{Tape, forget, record};

@@ -7,9 +7,11 @@ use crate::data::{
     EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
 };
 use crate::hash;
+use crate::kernels;
 use crate::model::{LoadedModel, ModelError};
 use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
+use crate::profile::{self, Profile};
 use crate::train::{
     DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData, Trainer, gradients,
 };
@@ -120,6 +122,11 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     accumulate: Option<usize>,
+    /// Keep only each block's input and compute the block again in the backward pass: the same result, less memory,
+    /// about a third more time.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    checkpointing: bool,
     /// Optimizer steps [default: by --epochs].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,6 +191,10 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip)]
     resume: bool,
+    /// Show at the end where the time went; also in manifest.json.
+    #[arg(long)]
+    #[serde(skip)]
+    profile: bool,
     /// Show modules, memory and time of the run, and train nothing.
     #[arg(long)]
     #[serde(skip)]
@@ -257,7 +268,8 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     for note in notes.iter().filter(|_| !quiet) {
         note!("{note}");
     }
-    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), ..config.clone() };
+    // What changes no bit of the result may differ when a run is resumed.
+    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), checkpointing: false, ..config.clone() };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
     let files = RunFiles::new(&config.out, &config.model);
     let trainer = Trainer::new(&config, &subject, &data, Some(&files))?;
@@ -276,14 +288,47 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     manifest.write(&config.out)?;
     let mut progress = TrainingProgress::new(trainer.total_steps(), quiet);
+    if args.profile {
+        profile::start();
+    }
     let outcome = trainer.run(args.resume, &fingerprint, &mut progress)?;
     for (name, bytes) in &companions {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
+    }
+    if args.profile {
+        manifest.set("profile", report_profile()?);
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
     say!("{}", files.result(&subject).display());
     Ok(())
+}
+
+/// Prints where the time went, and answers it for the manifest.
+fn report_profile() -> Result<serde_json::Value> {
+    // Before the measurement below, which makes products too.
+    let profile = Profile::so_far();
+    let peak = kernels::peak_rate()?;
+    let total: f64 = profile.seconds.iter().map(|(_, seconds)| seconds).sum();
+    for (phase, seconds) in &profile.seconds {
+        note!("{phase:<11} {seconds:>9.2} s  {:>5.1} %", 100.0 * seconds / total.max(f64::MIN_POSITIVE));
+    }
+    if let Some(rate) = profile.product_rate() {
+        let Profile { product_seconds, product_gflop, .. } = profile;
+        note!(
+            "of which matrix products outside attention: {product_seconds:.2} s, {product_gflop:.1} GFLOP, \
+             {rate:.1} GFLOP/s; one large product in f32 reaches {peak:.1}"
+        );
+    }
+    let seconds: serde_json::Map<_, _> =
+        profile.seconds.iter().map(|(phase, s)| ((*phase).to_owned(), json!(s))).collect();
+    Ok(json!({
+        "seconds": seconds,
+        "product_seconds": profile.product_seconds,
+        "product_gflop": profile.product_gflop,
+        "product_gflop_per_second": profile.product_rate(),
+        "peak_gflop_per_second": peak,
+    }))
 }
 
 fn describe(outcome: &Outcome) -> serde_json::Value {
@@ -364,7 +409,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
     let transformer = model.transformer;
     let architecture = transformer.architecture().clone();
     let Some(peft_config) = config.peft(&architecture) else {
-        return Ok(Subject::full(transformer)?);
+        return Ok(Subject::full(transformer)?.checkpointing(config.checkpointing));
     };
     let peft = match &config.init_adapter {
         None => Peft::initial(&transformer, peft_config, config.seed)?,
@@ -376,7 +421,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
             }
         }
     };
-    Ok(Subject::adapter(transformer, peft)?)
+    Ok(Subject::adapter(transformer, peft)?.checkpointing(config.checkpointing))
 }
 
 /// Modules, memory and time. The time is that of the first micro-batch, run for real.

@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
-use super::gemm::{Matrix, Threads, gemm};
+use super::gemm::{Matrix, Threads, gemm, product};
 use super::tape::{self, Reads};
 use super::{parallel, vector};
 
@@ -39,13 +39,10 @@ struct Linear;
 
 fn forward<T: Element>(x: &[T], weight: &[T], bias: Option<&[T]>, n: usize, shape: (usize, usize)) -> Result<Vec<T>> {
     let (outputs, inputs) = shape;
-    let mut out = vec![T::zero(); n * outputs];
-    if let Some(bias) = bias {
-        parallel::for_each_row(&mut out, outputs, |_, row| row.copy_from_slice(bias));
-    }
-    let keep = if bias.is_some() { T::one() } else { T::zero() };
     let (x, weight) = (Matrix::new(x, n, inputs, inputs), Matrix::new(weight, outputs, inputs, inputs));
-    gemm(&mut out, keep, T::one(), x, weight.t(), Threads::All)?;
+    let Some(bias) = bias else { return product(x, weight.t(), Threads::All) };
+    let mut out = bias.repeat(n);
+    gemm(&mut out, T::one(), T::one(), x, weight.t(), Threads::All)?;
     Ok(out)
 }
 
@@ -57,18 +54,14 @@ fn backward<T: Element>(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> Resul
     let rows = Matrix::new(gradient.values::<T>()?, n, outputs, outputs);
     let mut gradients = (None, None);
     if x.track_op() {
-        let mut out = vec![T::zero(); n * inputs];
         let weight = Locked::new(weight);
         let weight = Matrix::new(weight.values()?, outputs, inputs, inputs);
-        gemm(&mut out, T::zero(), T::one(), rows, weight, Threads::All)?;
-        gradients.0 = Some(tensor(out, x)?);
+        gradients.0 = Some(tensor(product(rows, weight, Threads::All)?, x)?);
     }
     if weight.track_op() {
-        let mut out = vec![T::zero(); outputs * inputs];
         let x = Locked::new(x);
         let x = Matrix::new(x.values()?, n, inputs, inputs);
-        gemm(&mut out, T::zero(), T::one(), rows.t(), x, Threads::All)?;
-        gradients.1 = Some(tensor(out, weight)?);
+        gradients.1 = Some(tensor(product(rows.t(), x, Threads::All)?, weight)?);
     }
     Ok(gradients)
 }

@@ -28,9 +28,11 @@ mod check;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
+pub(crate) use cross_entropy::cross_entropy_gradients;
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
 pub use dropout::dropout;
 pub use embedding::embedding;
+pub use gemm::peak_rate;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use mixing::{residual_mix, scale, scaled_add};

@@ -64,7 +64,7 @@ impl Gradients {
     }
 
     /// Adds `gradient`, which shares its memory with no other, to what is there.
-    fn add(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
+    pub(crate) fn add(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
         match self.0.get(&id) {
             Some(sum) => sum.inplace_op2(&gradient, &Add),
             None => {

@@ -5,7 +5,9 @@ use crate::data::Packed;
 use crate::kernels::{self, Gradients, Tape};
 use crate::peft::PassState;
 use crate::probe::Silent;
-use candle_core::{DType, Tensor};
+use crate::profile::{self, Phase};
+use candle_core::Tensor;
+use std::time::Instant;
 
 /// How gradients are computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +42,7 @@ impl Transformer {
         how: Backward,
         gradients: &mut Gradients,
     ) -> Result<f64, ModelError> {
+        let started = Instant::now();
         let head = self.head()?;
         let (embedded, embedding_tape) = kernels::record(|| self.embed(batch));
         let embedded = embedded?;
@@ -60,35 +63,39 @@ impl Transformer {
             };
             kept.push((std::mem::replace(&mut h, next), how_kept));
         }
-        let (loss, tape) = kernels::record(|| -> Result<Tensor, ModelError> {
-            let states = match &self.final_norm {
-                Some(norm) => norm.forward(&h)?,
-                None => h.clone(),
-            };
-            Ok(kernels::linear_cross_entropy(&states, head, targets, weights)?)
+        let (states, tape) = kernels::record(|| match &self.final_norm {
+            Some(norm) => norm.forward(&h),
+            None => Ok(h.clone()),
         });
-        let loss = loss?;
-        let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        let seed = Tensor::new(how.scale, loss.device())?.to_dtype(loss.dtype())?;
-        tape.backward(&loss, seed, gradients)?;
-        for (block, (input, how_kept)) in self.blocks.iter().zip(kept).rev() {
-            // A stream that nothing trainable has touched ends the pass.
-            let Some(gradient) = gradients.take(&h) else { return Ok(value) };
-            let (out, tape) = match how_kept {
-                Kept::Recorded(tape) => (h, tape),
-                Kept::Input => {
-                    drop(h);
-                    let (out, tape) = kernels::record(|| block.forward(&input, &run, &mut Silent));
-                    (out?, tape)
-                }
-            };
-            tape.backward(&out, gradient, gradients)?;
-            h = input;
-        }
-        match gradients.take(&first) {
-            Some(gradient) => embedding_tape.backward(&first, gradient, gradients)?,
-            None => return Ok(value),
-        }
-        Ok(value)
+        let states = states?;
+        profile::add(Phase::Forward, started);
+        profile::timed(Phase::Backward, || {
+            let (loss, [d_states, d_head]) =
+                kernels::cross_entropy_gradients(&states, head, targets, weights, how.scale)?;
+            if let Some(gradient) = d_head {
+                gradients.add(head.id(), gradient)?;
+            }
+            let Some(gradient) = d_states else { return Ok(loss) };
+            tape.backward(&states, gradient, gradients)?;
+            drop(states);
+            for (block, (input, how_kept)) in self.blocks.iter().zip(kept).rev() {
+                // A stream that nothing trainable has touched ends the pass.
+                let Some(gradient) = gradients.take(&h) else { return Ok(loss) };
+                let (out, tape) = match how_kept {
+                    Kept::Recorded(tape) => (h, tape),
+                    Kept::Input => {
+                        drop(h);
+                        let (out, tape) = kernels::record(|| block.forward(&input, &run, &mut Silent));
+                        (out?, tape)
+                    }
+                };
+                tape.backward(&out, gradient, gradients)?;
+                h = input;
+            }
+            if let Some(gradient) = gradients.take(&first) {
+                embedding_tape.backward(&first, gradient, gradients)?;
+            }
+            Ok(loss)
+        })
     }
 }

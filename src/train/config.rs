@@ -54,6 +54,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub accumulate: usize,
+    /// Compute each block again in the backward pass instead of keeping it.
+    pub checkpointing: bool,
     /// Optimizer steps; unset: by epochs.
     pub steps: Option<u64>,
     /// Passes over the data where no steps are given.
@@ -111,6 +113,7 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             batch_size: 4,
             accumulate: 4,
+            checkpointing: false,
             steps: None,
             epochs: 3,
             cutoff: 256,

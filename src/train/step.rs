@@ -7,6 +7,7 @@ use crate::kernels::{self, Gradients};
 use crate::model::{Backward, Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
 use crate::probe::Silent;
+use crate::profile::{self, Phase};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -38,8 +39,7 @@ pub fn gradients(
     let mut sums = Gradients::default();
     let how = Backward { scale: 1.0 / targets.max(1) as f64, checkpointing: subject.is_checkpointing() };
     for (index, examples) in micro_batches.iter().enumerate() {
-        let batch = packed(examples);
-        let (ids, weights) = targets_and_weights(examples);
+        let (batch, (ids, weights)) = profile::timed(Phase::Data, || (packed(examples), targets_and_weights(examples)));
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
         total += subject.model().loss_gradients(&batch, (&ids, &weights), &subject.pass(key), how, &mut sums)?;
         tokens += batch.ids.len();
@@ -86,10 +86,12 @@ pub fn train_step(
     step: u64,
 ) -> Result<StepReport, TrainError> {
     let (mut gradients, report) = gradients(subject, micro_batches, dropout, step)?;
-    if max_norm > 0.0 {
-        clip(&mut gradients, report.gradient_norm, max_norm)?;
-    }
-    moments.update(settings, rate, subject.variables(), &gradients)?;
+    profile::timed(Phase::Optimizer, || {
+        if max_norm > 0.0 {
+            clip(&mut gradients, report.gradient_norm, max_norm)?;
+        }
+        moments.update(settings, rate, subject.variables(), &gradients)
+    })?;
     Ok(report)
 }
 

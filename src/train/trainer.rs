@@ -12,6 +12,7 @@ use crate::measures::{CosineProbe, TokenSet};
 use crate::model::Pass;
 use crate::peft::Peft;
 use crate::persist;
+use crate::profile::{self, Phase};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -177,7 +178,7 @@ impl<'a> Trainer<'a> {
         let end = self.stop_after.map_or(total, |stop| stop.min(total));
         let watches = self.config.probe_every > 0 && !self.data.probe.texts.is_empty();
         let mut before = match watches && progress.step == 0 {
-            true => Some(self.data.probe.similarity(self.subject, self.config.batch_size)?),
+            true => Some(self.similarity()?),
             false => None,
         };
         while progress.step < end && !progress.stopped {
@@ -190,7 +191,7 @@ impl<'a> Trainer<'a> {
                 self.validate(&mut event, &mut progress)?;
             }
             if watches && due(self.config.probe_every) {
-                event.similarity = Some(self.data.probe.similarity(self.subject, self.config.batch_size)?);
+                event.similarity = Some(self.similarity()?);
             }
             if let Some(log) = &mut log {
                 log.append(&event)?;
@@ -247,9 +248,14 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    fn similarity(&self) -> Result<Vec<Option<f64>>, TrainError> {
+        profile::timed(Phase::Probe, || self.data.probe.similarity(self.subject, self.config.batch_size))
+    }
+
     fn validate(&self, event: &mut StepEvent, progress: &mut Progress) -> Result<(), TrainError> {
         let examples: Vec<&Example> = self.data.validation.iter().collect();
-        let (loss, accuracy) = evaluate(self.subject, &examples, self.config.batch_size * self.config.accumulate)?;
+        let at_once = self.config.batch_size * self.config.accumulate;
+        let (loss, accuracy) = profile::timed(Phase::Validation, || evaluate(self.subject, &examples, at_once))?;
         (event.val_loss, event.val_accuracy) = (Some(loss), Some(accuracy));
         if progress.best.is_none_or(|(best, _)| loss < best) {
             (progress.best, progress.stale) = (Some((loss, event.step)), 0);

@@ -202,3 +202,24 @@ fn a_config_file_stands_behind_the_command_line() {
     let config = adapter_config(&out);
     assert_eq!((config["sibo"]["lambda"].as_f64(), config["r"].as_u64()), (Some(0.4), Some(4)));
 }
+
+#[test]
+fn checkpointing_changes_no_byte_of_the_result() {
+    let place = Place::new();
+    let options = "--steps 3 --batch-size 3 --accumulate 2 --val-size 2 --warmup-steps 0 --sibo-lambda 0.2";
+    let kept = place.train("kept", options);
+    let again = place.train("again", &format!("{options} --checkpointing --profile"));
+    let file = "adapter/adapter_model.safetensors";
+    assert!(fs::read(kept.join(file)).unwrap() == fs::read(again.join(file)).unwrap());
+    let manifest = read_json(&again.join("manifest.json"));
+    assert_eq!(manifest["config"]["checkpointing"], true);
+    // The profile covers most of the steps.
+    let profile = &manifest["profile"];
+    let seconds = |phase: &str| profile["seconds"][phase].as_f64().unwrap();
+    assert!(seconds("forward") > 0.0 && seconds("backward") > 0.0 && seconds("optimizer") > 0.0);
+    let steps: f64 = events(&again).iter().map(|e| e["seconds"].as_f64().unwrap()).sum();
+    let phases = ["data", "forward", "backward", "optimizer"].map(seconds).iter().sum::<f64>();
+    assert!(phases <= steps && phases > 0.5 * steps, "{phases} of {steps}");
+    assert!(profile["product_gflop"].as_f64().unwrap() > 0.0);
+    assert!(read_json(&kept.join("manifest.json")).get("profile").is_none());
+}

@@ -1,17 +1,16 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
-use super::{inspect, open};
+use super::{inspect, open, profile_report};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
     EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
 };
 use crate::hash;
-use crate::kernels;
 use crate::model::{LoadedModel, ModelError};
 use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
-use crate::profile::{self, Profile};
+use crate::profile;
 use crate::train::{
     DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData, Trainer, gradients,
 };
@@ -122,6 +121,15 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     accumulate: Option<usize>,
+    /// A step holds examples of up to N tokens together, in place of batch-size * accumulate sequences.
+    #[arg(long, value_name = "N", conflicts_with_all = ["batch_size", "accumulate"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_tokens: Option<usize>,
+    /// Examples that run together; a step's gradients are those of one mean loss whatever N [default: batch-size, or
+    /// with --batch-tokens all of a step].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    micro_batch: Option<usize>,
     /// Keep only each block's input and compute the block again in the backward pass: the same result, less memory,
     /// about a third more time.
     #[arg(long)]
@@ -296,39 +304,12 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
     }
     if args.profile {
-        manifest.set("profile", report_profile()?);
+        manifest.set("profile", profile_report::report()?);
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
     say!("{}", files.result(&subject).display());
     Ok(())
-}
-
-/// Prints where the time went, and answers it for the manifest.
-fn report_profile() -> Result<serde_json::Value> {
-    // Before the measurement below, which makes products too.
-    let profile = Profile::so_far();
-    let peak = kernels::peak_rate()?;
-    let total: f64 = profile.seconds.iter().map(|(_, seconds)| seconds).sum();
-    for (phase, seconds) in &profile.seconds {
-        note!("{phase:<11} {seconds:>9.2} s  {:>5.1} %", 100.0 * seconds / total.max(f64::MIN_POSITIVE));
-    }
-    if let Some(rate) = profile.product_rate() {
-        let Profile { product_seconds, product_gflop, .. } = profile;
-        note!(
-            "of which matrix products outside attention: {product_seconds:.2} s, {product_gflop:.1} GFLOP, \
-             {rate:.1} GFLOP/s; one large product in f32 reaches {peak:.1}"
-        );
-    }
-    let seconds: serde_json::Map<_, _> =
-        profile.seconds.iter().map(|(phase, s)| ((*phase).to_owned(), json!(s))).collect();
-    Ok(json!({
-        "seconds": seconds,
-        "product_seconds": profile.product_seconds,
-        "product_gflop": profile.product_gflop,
-        "product_gflop_per_second": profile.product_rate(),
-        "peak_gflop_per_second": peak,
-    }))
 }
 
 fn describe(outcome: &Outcome) -> serde_json::Value {
@@ -447,12 +428,14 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
     let weights = architecture.parameter_count() * width;
     let trained = subject.trainable() as u64 * width;
     let base = if subject.peft().is_some() { weights } else { 0 };
-    let micro: Vec<_> = data.train.iter().take(config.batch_size).collect();
-    let tokens: usize = micro.iter().map(|e| e.ids.len()).sum();
+    let (mut micro_batches, _) = trainer.micro_batches(0);
+    let count = micro_batches.len();
+    micro_batches.truncate(1);
+    let tokens: usize = micro_batches.iter().flatten().map(|e| e.ids.len()).sum();
     let before = resident(false);
     let started = Instant::now();
-    gradients(subject, &[micro], Some((config.seed, 0)), 1)?;
-    let seconds = started.elapsed().as_secs_f64() * config.accumulate as f64;
+    gradients(subject, &micro_batches, Some((config.seed, 0)), 1)?;
+    let seconds = started.elapsed().as_secs_f64() * count as f64;
     let activations = resident(true).zip(before).map(|(peak, before)| peak.saturating_sub(before));
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     say!("trainable        {}", inspect::thousands(subject.trainable() as u64));

@@ -1,7 +1,7 @@
 //! Optimizer steps of one case that benches/peer/train.py laid out: their times, losses and peak memory, as JSON.
 //!
-//! `cargo run --release --example train_cost -- CASE_FOLDER [LAMBDA]`; with LAMBDA the modules read the initial
-//! residual (policy `all`).
+//! `cargo run --release --example train_cost -- CASE_FOLDER [LAMBDA] [--checkpointing]`; with LAMBDA the modules read the
+//! initial residual (policy `all`).
 
 #![expect(clippy::print_stdout, reason = "an example speaks to its reader")]
 
@@ -64,7 +64,14 @@ fn memory(key: &str) -> Option<f64> {
 }
 
 fn main() -> Result<(), Failure> {
-    let mut arguments = std::env::args().skip(1);
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // As the program does: candle's own pool spins while it waits.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
+    smooth_probe::allocator::keep_pages();
+    let (flags, arguments): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    let mut arguments = arguments.into_iter();
     let folder = arguments.next().ok_or("name a case's folder")?;
     let lambda = arguments.next().map(|text| text.parse()).transpose()?;
     let folder = Path::new(&folder);
@@ -74,7 +81,7 @@ fn main() -> Result<(), Failure> {
         let weights = Weights::open(folder)?;
         Transformer::load("case", architecture, &weights, DType::F32, &Device::Cpu)?
     };
-    let subject = subject(&case, model, lambda)?;
+    let subject = subject(&case, model, lambda)?.checkpointing(flags.iter().any(|flag| flag == "--checkpointing"));
     let settings = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decay_vectors: false };
     let example = |ids: &Vec<u32>| Example {
         loss: (0..ids.len()).map(|i| i > 0).collect(),

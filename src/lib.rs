@@ -18,10 +18,13 @@ pub mod peft;
 pub mod persist;
 pub mod pretrain;
 pub mod probe;
+pub mod profile;
 pub mod random;
 pub mod statistics;
 pub mod train;
 
+#[cfg(feature = "cli")]
+pub mod allocator;
 #[cfg(feature = "cli")]
 pub mod analysis;
 #[cfg(feature = "cli")]

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
+    smooth_probe::allocator::keep_pages();
     let cli = smooth_probe::cli::Cli::parse();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,6 +15,7 @@ mod inspect;
 mod open;
 mod pace;
 mod pretrain;
+mod profile_report;
 mod progress;
 mod reproduce;
 mod similarity;

@@ -1,7 +1,7 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
-use super::{inspect, open};
+use super::{inspect, open, profile_report};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
     EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
@@ -10,6 +10,7 @@ use crate::hash;
 use crate::model::{LoadedModel, ModelError};
 use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
+use crate::profile;
 use crate::train::{
     DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData, Trainer, gradients,
 };
@@ -120,6 +121,20 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     accumulate: Option<usize>,
+    /// A step holds examples of up to N tokens together, in place of batch-size * accumulate sequences.
+    #[arg(long, value_name = "N", conflicts_with_all = ["batch_size", "accumulate"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_tokens: Option<usize>,
+    /// Examples that run together; a step's gradients are those of one mean loss whatever N [default: batch-size, or
+    /// with --batch-tokens all of a step].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    micro_batch: Option<usize>,
+    /// Keep only each block's input and compute the block again in the backward pass: the same result, less memory,
+    /// about a third more time.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    checkpointing: bool,
     /// Optimizer steps [default: by --epochs].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,6 +199,10 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip)]
     resume: bool,
+    /// Show at the end where the time went; also in manifest.json.
+    #[arg(long)]
+    #[serde(skip)]
+    profile: bool,
     /// Show modules, memory and time of the run, and train nothing.
     #[arg(long)]
     #[serde(skip)]
@@ -257,7 +276,8 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     for note in notes.iter().filter(|_| !quiet) {
         note!("{note}");
     }
-    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), ..config.clone() };
+    // What changes no bit of the result may differ when a run is resumed.
+    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), checkpointing: false, ..config.clone() };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
     let files = RunFiles::new(&config.out, &config.model);
     let trainer = Trainer::new(&config, &subject, &data, Some(&files))?;
@@ -276,9 +296,15 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     manifest.write(&config.out)?;
     let mut progress = TrainingProgress::new(trainer.total_steps(), quiet);
+    if args.profile {
+        profile::start();
+    }
     let outcome = trainer.run(args.resume, &fingerprint, &mut progress)?;
     for (name, bytes) in &companions {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
+    }
+    if args.profile {
+        manifest.set("profile", profile_report::report()?);
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
@@ -364,7 +390,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
     let transformer = model.transformer;
     let architecture = transformer.architecture().clone();
     let Some(peft_config) = config.peft(&architecture) else {
-        return Ok(Subject::full(transformer)?);
+        return Ok(Subject::full(transformer)?.checkpointing(config.checkpointing));
     };
     let peft = match &config.init_adapter {
         None => Peft::initial(&transformer, peft_config, config.seed)?,
@@ -376,7 +402,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
             }
         }
     };
-    Ok(Subject::adapter(transformer, peft)?)
+    Ok(Subject::adapter(transformer, peft)?.checkpointing(config.checkpointing))
 }
 
 /// Modules, memory and time. The time is that of the first micro-batch, run for real.
@@ -402,12 +428,14 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
     let weights = architecture.parameter_count() * width;
     let trained = subject.trainable() as u64 * width;
     let base = if subject.peft().is_some() { weights } else { 0 };
-    let micro: Vec<_> = data.train.iter().take(config.batch_size).collect();
-    let tokens: usize = micro.iter().map(|e| e.ids.len()).sum();
+    let (mut micro_batches, _) = trainer.micro_batches(0);
+    let count = micro_batches.len();
+    micro_batches.truncate(1);
+    let tokens: usize = micro_batches.iter().flatten().map(|e| e.ids.len()).sum();
     let before = resident(false);
     let started = Instant::now();
-    gradients(subject, &[micro], Some((config.seed, 0)), 1)?;
-    let seconds = started.elapsed().as_secs_f64() * config.accumulate as f64;
+    gradients(subject, &micro_batches, Some((config.seed, 0)), 1)?;
+    let seconds = started.elapsed().as_secs_f64() * count as f64;
     let activations = resident(true).zip(before).map(|(peak, before)| peak.saturating_sub(before));
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     say!("trainable        {}", inspect::thousands(subject.trainable() as u64));

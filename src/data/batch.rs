@@ -130,6 +130,49 @@ impl EpochOrder {
         let order = self.epoch(step / steps, n);
         order.into_iter().skip((step % steps) * batch_size).take(batch_size).collect()
     }
+
+    /// The examples of a step (from 0) where a batch holds consecutive examples of up to `limit` tokens together, and
+    /// how many epochs are done after it. An example that is longer stands alone. `lengths` are the examples' tokens.
+    #[must_use]
+    pub fn token_batch(&self, mut step: usize, limit: usize, lengths: &[usize]) -> (Vec<usize>, f64) {
+        for epoch in 0.. {
+            let mut batches = token_batches(self.epoch(epoch, lengths.len()), limit, lengths);
+            if batches.is_empty() {
+                break;
+            }
+            if step < batches.len() {
+                let done = epoch as f64 + (step + 1) as f64 / batches.len() as f64;
+                return (batches.swap_remove(step), done);
+            }
+            step -= batches.len();
+        }
+        (Vec::new(), 0.0)
+    }
+
+    /// The steps of the first `epochs` epochs in batches of up to `limit` tokens.
+    #[must_use]
+    pub fn token_steps(&self, epochs: u64, limit: usize, lengths: &[usize]) -> u64 {
+        let steps = |epoch: u64| token_batches(self.epoch(epoch as usize, lengths.len()), limit, lengths).len() as u64;
+        (0..epochs).map(steps).fold(0, u64::saturating_add)
+    }
+}
+
+/// Consecutive examples of up to `limit` tokens together; one that is longer stands alone.
+fn token_batches(order: Vec<usize>, limit: usize, lengths: &[usize]) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut room = 0;
+    for index in order {
+        let length = lengths.get(index).copied().unwrap_or_default();
+        match batches.last_mut() {
+            Some(batch) if length <= room => batch.push(index),
+            _ => {
+                batches.push(vec![index]);
+                room = limit;
+            }
+        }
+        room = room.saturating_sub(length);
+    }
+    batches
 }
 
 /// A seeded split of `0..n` into training and validation indices, both in the file's order.
@@ -194,6 +237,31 @@ mod tests {
         }
         assert_ne!(epoch(0), epoch(1));
         assert_ne!(epoch(0), EpochOrder { seed: 4, shuffle: true }.epoch(0, 10));
+    }
+
+    #[test]
+    fn batches_by_tokens_hold_every_example_once_and_as_many_as_fit() {
+        let lengths: Vec<usize> = (0..40).map(|i| [3, 10, 25, 7, 1][i % 5]).collect();
+        let order = EpochOrder { seed: 3, shuffle: true };
+        let (mut step, limit) = (0, 20);
+        for epoch in 0..2 {
+            let mut seen = Vec::new();
+            let mut done = 0.0;
+            let mut before: Option<usize> = None;
+            while done < (epoch + 1) as f64 {
+                let (batch, after) = order.token_batch(step, limit, &lengths);
+                let tokens: usize = batch.iter().map(|&i| lengths[i]).sum();
+                assert!(tokens <= limit || batch.len() == 1);
+                // The first of a batch did not fit into the one before.
+                assert!(before.is_none_or(|tokens| tokens + lengths[batch[0]] > limit));
+                before = Some(tokens);
+                seen.extend(batch);
+                (done, step) = (after, step + 1);
+            }
+            assert_eq!(seen, order.epoch(epoch, 40));
+            assert_eq!(order.token_steps(epoch as u64 + 1, limit, &lengths), step as u64);
+        }
+        assert_eq!(order.token_batch(0, 5, &[]), (Vec::new(), 0.0));
     }
 
     #[test]

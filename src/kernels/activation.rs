@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
 
 use super::element::{Element, Locked, by_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 /// What stands between the two linears of a feed-forward.
@@ -25,7 +26,7 @@ pub enum Activation {
 /// # Errors
 /// If `x` is not an `f32` or `f64` tensor on the CPU.
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(activation)
+    tape::apply1(activation, &x.contiguous()?, Reads::arguments([true]))
 }
 
 impl Activation {

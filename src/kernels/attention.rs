@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::attention_task::{Columns, Scratch, Task, backward, forward};
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::parallel;
+use super::tape::{self, Reads};
 
 const NAME: &str = "attention";
 
@@ -56,7 +57,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offs
         bail!("attention: offsets must ascend from 0 to the {n} tokens")
     }
     let operation = Attention { shape, offsets: Arc::clone(offsets) };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, operation)
+    let arguments = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?];
+    tape::apply3(operation, arguments, Reads { arguments: [true; 3], out: true })
 }
 
 struct Attention {

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::gemm::{Matrix, Threads, gemm};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "linear_cross_entropy";
@@ -28,14 +29,46 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     token_weights: &[f32],
 ) -> Result<Tensor> {
+    let rows = rows(hidden, weight, targets, token_weights)?;
+    let arguments = [&hidden.contiguous()?, &weight.contiguous()?];
+    tape::apply2(CrossEntropy { rows }, arguments, Reads::arguments([true; 2]))
+}
+
+/// [`linear_cross_entropy`] and the gradients of `factor` times it with respect to `hidden` and `weight`, where those
+/// are tracked; the logits are made once for all.
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub(crate) fn cross_entropy_gradients(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    token_weights: &[f32],
+    factor: f64,
+) -> Result<(f64, [Option<Tensor>; 2])> {
+    let rows = rows(hidden, weight, targets, token_weights)?;
+    let wanted = [hidden.track_op(), weight.track_op()];
+    let (h, w) = (hidden.contiguous()?, weight.contiguous()?);
+    let locked = (Locked::new(&h), Locked::new(&w));
+    by_dtype!(hidden.dtype(), NAME, T => {
+        let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+        // As a tensor of one factor would hold it.
+        let factor = T::from_f64(factor).to_f64();
+        let (loss, [d_hidden, d_weight]) = head.gradients(&rows, factor, wanted)?;
+        let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
+        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, wrap(d_weight, weight)?]))
+    })
+}
+
+/// The rows that count, or an error unless the arguments fit.
+fn rows(hidden: &Tensor, weight: &Tensor, targets: &[u32], token_weights: &[f32]) -> Result<Vec<Row>> {
     fit(hidden, weight, targets)?;
     if token_weights.len() != targets.len() {
         bail!("linear_cross_entropy: {} token weights for {} targets", token_weights.len(), targets.len())
     }
     let pairs = targets.iter().zip(token_weights).enumerate();
     let active = pairs.filter(|(_, (_, weight))| **weight != 0.0);
-    let rows = active.map(|(row, (&target, &weight))| Row { row, target: target as usize, weight }).collect();
-    hidden.contiguous()?.apply_op2(&weight.contiguous()?, CrossEntropy { rows })
+    Ok(active.map(|(row, (&target, &weight))| Row { row, target: target as usize, weight }).collect())
 }
 
 /// The negative log-likelihood of every target in nats, without gradients; arguments as in [`linear_cross_entropy`].
@@ -164,22 +197,32 @@ impl<'a, T: Element> Head<'a, T> {
     }
 
     /// The gradients that are wanted of the hidden rows and of the weight, for a loss of gradient `factor`.
-    fn gradients(&self, rows: &[Row], factor: f64, wanted: [bool; 2]) -> Result<[Option<Vec<T>>; 2]> {
+    /// Returns the loss before the factor too: it costs nothing beside them.
+    fn gradients(&self, rows: &[Row], factor: f64, wanted: [bool; 2]) -> Result<(f64, [Option<Vec<T>>; 2])> {
+        use rayon::prelude::*;
         let lengths = [self.hidden.len(), self.weight.len()];
         let mut lengths = lengths.into_iter().zip(wanted);
         let mut zeros = || lengths.next().filter(|(_, wanted)| *wanted).map(|(length, _)| vec![T::zero(); length]);
         let (mut d_hidden, mut d_weight) = (zeros(), zeros());
         let mut scratch = Vec::new();
+        let mut losses = Vec::with_capacity(rows.len());
         self.for_each_chunk(rows, |rows, hidden, logits| {
-            parallel::for_each_row(logits, self.vocabulary, |index, logits| {
-                let Some(row) = rows.get(index) else { return };
-                let sum = vector::exp_shifted(logits, vector::max(logits));
+            let differentiate = |(row, logits): (&Row, &mut [T])| {
+                let target = logits.get(row.target).copied().unwrap_or_default();
+                let maximum = vector::max(logits);
+                let sum = vector::exp_shifted(logits, maximum);
                 let weight = T::from_f64(f64::from(row.weight) * factor);
                 vector::scale(logits, weight / sum);
                 if let Some(target) = logits.get_mut(row.target) {
                     *target -= weight;
                 }
-            });
+                (sum.to_f64().ln() + (maximum.to_f64() - target.to_f64())) * f64::from(row.weight)
+            };
+            if parallel::worth_sharing(logits.len()) {
+                losses.par_extend(rows.par_iter().zip(logits.par_chunks_exact_mut(self.vocabulary)).map(differentiate));
+            } else {
+                losses.extend(rows.iter().zip(logits.chunks_exact_mut(self.vocabulary)).map(differentiate));
+            }
             let d_logits = Matrix::new(&*logits, rows.len(), self.vocabulary, self.vocabulary);
             if let Some(d_hidden) = &mut d_hidden {
                 scratch.resize(rows.len() * self.width, T::zero());
@@ -196,7 +239,7 @@ impl<'a, T: Element> Head<'a, T> {
             }
             Ok(())
         })?;
-        Ok([d_hidden, d_weight])
+        Ok((losses.iter().sum(), [d_hidden, d_weight]))
     }
 }
 
@@ -225,7 +268,7 @@ impl CustomOp2 for CrossEntropy {
         by_dtype!(h.dtype(), NAME, T => {
             let factor = locked.2.values::<T>()?.first().copied().unwrap_or_default().to_f64();
             let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
-            let [d_hidden, d_weight] = head.gradients(&self.rows, factor, wanted)?;
+            let (_, [d_hidden, d_weight]) = head.gradients(&self.rows, factor, wanted)?;
             let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
             Ok((wrap(d_hidden, h)?, wrap(d_weight, w)?))
         })

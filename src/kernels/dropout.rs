@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "dropout";
@@ -23,7 +24,7 @@ pub fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     if p == 0.0 {
         return Ok(x.clone());
     }
-    x.contiguous()?.apply_op1(Dropout { p, key })
+    tape::apply1(Dropout { p, key }, &x.contiguous()?, Reads::arguments([false]))
 }
 
 struct Dropout {

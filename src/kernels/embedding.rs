@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 use rayon::prelude::*;
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "embedding";
@@ -24,7 +25,7 @@ pub fn embedding(weight: &Tensor, ids: &Arc<[u32]>) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
         bail!("embedding: id {id} is outside the vocabulary of {vocabulary}; use the model's own tokenizer")
     }
-    weight.contiguous()?.apply_op1(Embedding { ids: Arc::clone(ids) })
+    tape::apply1(Embedding { ids: Arc::clone(ids) }, &weight.contiguous()?, Reads::arguments([false]))
 }
 
 struct Embedding {

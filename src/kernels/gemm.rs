@@ -4,6 +4,8 @@ use candle_core::{Result, bail};
 use gemm::Parallelism;
 
 use super::element::Element;
+use crate::profile;
+use std::time::Instant;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
@@ -60,19 +62,81 @@ pub(super) fn gemm<T: Element>(
     b: Matrix<'_, T>,
     threads: Threads,
 ) -> Result<()> {
+    if product_length(&a, &b)? != out.len() {
+        bail!("gemm: a product of [{}, {}] into {} values", a.rows, b.cols, out.len())
+    }
+    // SAFETY: `out` holds exactly the product's elements, all of them initialised, and is borrowed mutably, so that it
+    // overlaps neither input.
+    counted(&a, &b, threads, || unsafe { write(out.as_mut_ptr(), keep, alpha, a, b, threads) });
+    Ok(())
+}
+
+/// `a · b`, row-major and contiguous, `[a.rows, b.cols]`, in memory that is not zeroed first.
+///
+/// # Errors
+/// As [`gemm`].
+pub(super) fn product<T: Element>(a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Threads) -> Result<Vec<T>> {
+    let length = product_length(&a, &b)?;
+    let mut out = Vec::with_capacity(length);
+    // SAFETY: the vector has room for the product's elements and is its own allocation. With `keep` zero the old values
+    // are not read, and every element is written (with an inner dimension of 0 by a zero), so all are initialised.
+    counted(&a, &b, threads, || unsafe {
+        write(out.as_mut_ptr(), T::zero(), T::one(), a, b, threads);
+        out.set_len(length);
+    });
+    Ok(out)
+}
+
+/// Lets the profile know of a product, unless it is one of several at once.
+fn counted<T>(a: &Matrix<'_, T>, b: &Matrix<'_, T>, threads: Threads, work: impl FnOnce()) {
+    match threads {
+        Threads::One => work(),
+        Threads::All => profile::product((a.rows, a.cols, b.cols), work),
+    }
+}
+
+/// 10⁹ operations a second that one large `f32` product reaches on all threads: the best of three.
+///
+/// # Errors
+/// Never in practice: the matrices fit.
+pub fn peak_rate() -> Result<f64> {
+    const SIDE: usize = 1024;
+    let values = vec![1.0_f32; SIDE * SIDE];
+    let matrix = Matrix::new(&values, SIDE, SIDE, SIDE);
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let started = Instant::now();
+        std::hint::black_box(product(matrix, matrix, Threads::All)?);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (SIDE as f64).powi(3) / best / 1e9)
+}
+
+/// The elements of `a · b`, if the matrices fit each other and their slices.
+fn product_length<T>(a: &Matrix<'_, T>, b: &Matrix<'_, T>) -> Result<usize> {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     if b.rows != k {
         bail!("gemm: [{m}, {k}] times [{}, {n}]", b.rows)
     }
-    if m.checked_mul(n) != Some(out.len()) {
-        bail!("gemm: a product of [{m}, {n}] into {} values", out.len())
-    }
-    for matrix in [&a, &b] {
+    for matrix in [a, b] {
         let wanted = reach(matrix.rows, matrix.cols, matrix.row_stride, matrix.col_stride);
         if wanted.is_none_or(|wanted| wanted > matrix.values.len()) {
             bail!("gemm: a [{}, {}] matrix beyond its {} values", matrix.rows, matrix.cols, matrix.values.len())
         }
     }
+    match m.checked_mul(n) {
+        Some(length) => Ok(length),
+        None => bail!("gemm: a product of [{m}, {n}] has too many values"),
+    }
+}
+
+/// `out = alpha · a · b + keep · out`.
+///
+/// # Safety
+/// [`product_length`] accepts `a` and `b`, and `out` points to room for so many elements, which overlap neither; they
+/// are initialised unless `keep` is zero.
+unsafe fn write<T: Element>(out: *mut T, keep: T, alpha: T, a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Threads) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => match rayon::current_num_threads() {
@@ -80,16 +144,16 @@ pub(super) fn gemm<T: Element>(
             count => Parallelism::Rayon(count),
         },
     };
-    // SAFETY: `T` is `f32` or `f64`, the only implementors of `Element`. `out` holds m · n elements addressed row by
-    // row with stride n, and is borrowed mutably, so it overlaps neither input. The last element of `a` and of `b`
-    // lies inside its slice as checked above, hence so do all others, and no stride exceeds `isize` since every
-    // stride that is used is below the length of a slice.
+    // SAFETY: `T` is `f32` or `f64`, the only implementors of `Element`. The caller vouches for the m · n elements of
+    // `out`, addressed row by row with stride n. The last element of `a` and of `b` lies inside its slice, which
+    // `product_length` has checked, hence so do all others, and no stride exceeds `isize` since every stride that is
+    // used is below the length of a slice.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             n as isize,
             keep != T::zero(),
@@ -107,7 +171,6 @@ pub(super) fn gemm<T: Element>(
             parallelism,
         );
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -138,6 +201,8 @@ mod tests {
             for (x, y) in out.iter().zip(&want) {
                 assert!((x - y).abs() < 1e-12 * (1.0 + y.abs()), "[{m}, {k}] x [{k}, {n}]");
             }
+            let made = product(Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n), Threads::All).unwrap();
+            assert_eq!(made, out);
             // alpha, keep and a transposed factor.
             let mut b_t = vec![0.0; k * n];
             for i in 0..k {

@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "layer_norm";
@@ -21,7 +22,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         }
         same_dtype(NAME, x, argument, tensor)?;
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+    let arguments = [&x.contiguous()?, &weight.contiguous()?, &bias.contiguous()?];
+    tape::apply3(LayerNorm { eps }, arguments, Reads::arguments([true, true, false]))
 }
 
 struct LayerNorm {

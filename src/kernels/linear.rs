@@ -4,7 +4,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
-use super::gemm::{Matrix, Threads, gemm};
+use super::gemm::{Matrix, Threads, gemm, product};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "linear";
@@ -23,25 +24,25 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     same_dtype(NAME, x, "weight", weight)?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let Some(bias) = bias else { return x.apply_op2(&weight, Linear) };
+    let (reads_x, reads_weight) = (weight.track_op(), x.track_op());
+    let Some(bias) = bias else {
+        return tape::apply2(Linear, [&x, &weight], Reads::arguments([reads_x, reads_weight]));
+    };
     if bias.dims() != [outputs] {
         bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
     }
     same_dtype(NAME, &x, "bias", bias)?;
-    x.apply_op3(&weight, &bias.contiguous()?, Linear)
+    tape::apply3(Linear, [&x, &weight, &bias.contiguous()?], Reads::arguments([reads_x, reads_weight, false]))
 }
 
 struct Linear;
 
 fn forward<T: Element>(x: &[T], weight: &[T], bias: Option<&[T]>, n: usize, shape: (usize, usize)) -> Result<Vec<T>> {
     let (outputs, inputs) = shape;
-    let mut out = vec![T::zero(); n * outputs];
-    if let Some(bias) = bias {
-        parallel::for_each_row(&mut out, outputs, |_, row| row.copy_from_slice(bias));
-    }
-    let keep = if bias.is_some() { T::one() } else { T::zero() };
     let (x, weight) = (Matrix::new(x, n, inputs, inputs), Matrix::new(weight, outputs, inputs, inputs));
-    gemm(&mut out, keep, T::one(), x, weight.t(), Threads::All)?;
+    let Some(bias) = bias else { return product(x, weight.t(), Threads::All) };
+    let mut out = bias.repeat(n);
+    gemm(&mut out, T::one(), T::one(), x, weight.t(), Threads::All)?;
     Ok(out)
 }
 
@@ -53,18 +54,14 @@ fn backward<T: Element>(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> Resul
     let rows = Matrix::new(gradient.values::<T>()?, n, outputs, outputs);
     let mut gradients = (None, None);
     if x.track_op() {
-        let mut out = vec![T::zero(); n * inputs];
         let weight = Locked::new(weight);
         let weight = Matrix::new(weight.values()?, outputs, inputs, inputs);
-        gemm(&mut out, T::zero(), T::one(), rows, weight, Threads::All)?;
-        gradients.0 = Some(tensor(out, x)?);
+        gradients.0 = Some(tensor(product(rows, weight, Threads::All)?, x)?);
     }
     if weight.track_op() {
-        let mut out = vec![T::zero(); outputs * inputs];
         let x = Locked::new(x);
         let x = Matrix::new(x.values()?, n, inputs, inputs);
-        gemm(&mut out, T::zero(), T::one(), rows.t(), x, Threads::All)?;
-        gradients.1 = Some(tensor(out, weight)?);
+        gradients.1 = Some(tensor(product(rows.t(), x, Threads::All)?, weight)?);
     }
     Ok(gradients)
 }

@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, same_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 /// SIBO's initial residual (Wen, Zhang, Fang, 2024): `(1 - lambda) · x + lambda · r`.
@@ -17,7 +18,15 @@ pub fn residual_mix(x: &Tensor, r: &Tensor, lambda: f64) -> Result<Tensor> {
     fit("residual_mix", x, r)?;
     // Held by the operation and not an argument of it: candle fails on an argument with a history and no gradient.
     let r = r.detach().contiguous()?;
-    x.contiguous()?.apply_op1(ResidualMix { r, lambda })
+    tape::apply1(ResidualMix { r, lambda }, &x.contiguous()?, Reads::arguments([false]))
+}
+
+/// `s · x`.
+///
+/// # Errors
+/// If `x` is not an `f32` or `f64` tensor on the CPU.
+pub fn scale(x: &Tensor, s: f64) -> Result<Tensor> {
+    tape::apply1(Scale { s }, &x.contiguous()?, Reads::arguments([false]))
 }
 
 /// `a + s · b`, with gradients to both; `a` and `b` have the same shape.
@@ -26,7 +35,7 @@ pub fn residual_mix(x: &Tensor, r: &Tensor, lambda: f64) -> Result<Tensor> {
 /// If shapes or element types differ, or the tensors are not on the CPU.
 pub fn scaled_add(a: &Tensor, b: &Tensor, s: f64) -> Result<Tensor> {
     fit("scaled_add", a, b)?;
-    a.contiguous()?.apply_op2(&b.contiguous()?, ScaledAdd { s })
+    tape::apply2(ScaledAdd { s }, [&a.contiguous()?, &b.contiguous()?], Reads::arguments([false; 2]))
 }
 
 fn fit(op: &str, a: &Tensor, b: &Tensor) -> Result<()> {
@@ -45,18 +54,39 @@ fn combine<T: Element>(a: &[T], fa: f64, b: &[T], fb: f64) -> Vec<T> {
     out
 }
 
+fn multiply<T: Element>(values: &[T], factor: f64) -> Vec<T> {
+    let mut out = vec![T::zero(); values.len()];
+    parallel::for_each_piece(&mut out, |at, out| {
+        vector::scaled(parallel::from(values, at), T::from_f64(factor), out);
+    });
+    out
+}
+
 /// The gradient of `argument`: `factor` times that of the result.
 fn scaled(op: &str, argument: &Tensor, gradient: &Tensor, factor: f64) -> Result<Tensor> {
     let gradient = gradient.contiguous()?;
     let locked = Locked::new(&gradient);
-    by_dtype!(argument.dtype(), op, T => {
-        let gradient = locked.values::<T>()?;
-        let mut out = vec![T::default(); gradient.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
-            vector::scaled(parallel::from(gradient, at), T::from_f64(factor), out);
-        });
-        tensor(out, argument)
-    })
+    by_dtype!(argument.dtype(), op, T => tensor(multiply::<T>(locked.values()?, factor), argument))
+}
+
+struct Scale {
+    s: f64,
+}
+
+impl CustomOp1 for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(x.dtype(), "scale", T => {
+            Ok((T::to_cpu_storage_owned(multiply::<T>(values(x, layout)?, self.s)), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        scaled("scale", x, gradient, self.s).map(Some)
+    }
 }
 
 struct ResidualMix {
@@ -100,7 +130,11 @@ impl CustomOp2 for ScaledAdd {
 
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let da = a.track_op().then(|| gradient.clone());
-        let db = b.track_op().then(|| scaled("scaled_add", b, gradient, self.s)).transpose()?;
+        let db = b.track_op().then(|| match self.s {
+            1.0 => Ok(gradient.clone()),
+            s => scaled("scaled_add", b, gradient, s),
+        });
+        let db = db.transpose()?;
         Ok((da, db))
     }
 }

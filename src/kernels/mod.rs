@@ -20,6 +20,7 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 mod tanh;
+mod tape;
 mod vector;
 
 #[cfg(test)]
@@ -27,13 +28,17 @@ mod check;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
+pub(crate) use cross_entropy::cross_entropy_gradients;
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
 pub use dropout::dropout;
 pub use embedding::embedding;
+pub use gemm::peak_rate;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use mixing::{residual_mix, scaled_add};
+pub use mixing::{residual_mix, scale, scaled_add};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;
 pub use tanh::tanh;
+pub use tape::Gradients;
+pub(crate) use tape::{Tape, forget, record};

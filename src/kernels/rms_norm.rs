@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "rms_norm";
@@ -18,7 +19,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         bail!("rms_norm: weight {:?} does not fit x {:?}", weight.dims(), x.dims())
     }
     same_dtype(NAME, x, "weight", weight)?;
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    tape::apply2(RmsNorm { eps }, [&x.contiguous()?, &weight.contiguous()?], Reads::arguments([true; 2]))
 }
 
 struct RmsNorm {

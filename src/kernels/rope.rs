@@ -6,6 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "rope";
@@ -35,7 +36,8 @@ pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Ar
         bail!("rope: position {position} is beyond the {rows} positions of the tables; shorten the sequence")
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    x.contiguous()?.apply_op1(Rope { cos, sin, positions: Arc::clone(positions) })
+    let operation = Rope { cos, sin, positions: Arc::clone(positions) };
+    tape::apply1(operation, &x.contiguous()?, Reads::arguments([false]))
 }
 
 struct Rope {

@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, same_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "swiglu";
@@ -17,7 +18,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         bail!("swiglu: gate {:?} where up is {:?}", gate.dims(), up.dims())
     }
     same_dtype(NAME, gate, "up", up)?;
-    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+    tape::apply2(SwiGlu, [&gate.contiguous()?, &up.contiguous()?], Reads::arguments([true; 2]))
 }
 
 struct SwiGlu;

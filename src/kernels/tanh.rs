@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
 
 use super::element::{Element, Locked, by_dtype, tensor, values};
+use super::tape::{self, Reads};
 use super::{parallel, vector};
 
 const NAME: &str = "tanh";
@@ -13,7 +14,7 @@ const NAME: &str = "tanh";
 /// # Errors
 /// If `x` is not an `f32` or `f64` tensor on the CPU.
 pub fn tanh(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Tanh)
+    tape::apply1(Tanh, &x.contiguous()?, Reads { arguments: [false], out: true })
 }
 
 struct Tanh;

@@ -2,6 +2,7 @@
 
 pub mod architecture;
 mod attention_maps;
+mod backward;
 mod block;
 mod embeddings;
 pub mod families;
@@ -22,6 +23,7 @@ mod weights_pickle;
 mod weights_values;
 
 pub use architecture::{Architecture, H0Kind, Head, Role};
+pub use backward::Backward;
 pub(crate) use embeddings::Embedded;
 pub use families::ConfigError;
 pub use initialise::{Initialisation, RandomWeights};

@@ -115,8 +115,8 @@ impl<'a> Pass<'a> {
 pub struct Transformer {
     architecture: Architecture,
     embeddings: Embeddings,
-    blocks: Vec<Block>,
-    final_norm: Option<Norm>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) final_norm: Option<Norm>,
     head: Option<Tensor>,
     rotary: Option<RotaryTables>,
     dtype: DType,
@@ -318,7 +318,7 @@ impl Transformer {
         Ok(self.embed(batch)?.h0(self.architecture.h0_kind).detach())
     }
 
-    fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
+    pub(super) fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
         self.embeddings.forward(batch, &self.architecture)
     }
 
@@ -332,6 +332,15 @@ impl Transformer {
         if probe.wants(Site::Embedding, 0) {
             probe.record(Site::Embedding, 0, &h, batch)?;
         }
+        let run = self.run(batch, state)?;
+        for block in &self.blocks {
+            h = block.forward(&h, &run, probe)?;
+        }
+        Ok(h)
+    }
+
+    /// What the blocks share.
+    pub(super) fn run<'a>(&self, batch: &'a Packed, state: &'a PassState<'a>) -> Result<Run<'a>, ModelError> {
         let rotary = match &self.rotary {
             Some(tables) => {
                 let (cos, sin) = tables.upto(batch.longest())?;
@@ -339,7 +348,7 @@ impl Transformer {
             }
             None => None,
         };
-        let run = Run {
+        Ok(Run {
             shape: AttentionShape {
                 heads: self.architecture.heads,
                 kv_heads: self.architecture.kv_heads,
@@ -350,11 +359,7 @@ impl Transformer {
             rotary,
             batch,
             state,
-        };
-        for block in &self.blocks {
-            h = block.forward(&h, &run, probe)?;
-        }
-        Ok(h)
+        })
     }
 
     /// The logits `[tokens, vocabulary]`. Large: for tests and small vocabularies.

@@ -103,7 +103,7 @@ impl InitialResidual {
             return Ok(x.clone());
         }
         match self.source_for(x)? {
-            None => x.affine(1.0 - self.lambda, 0.0),
+            None => kernels::scale(x, 1.0 - self.lambda),
             Some(r) => kernels::residual_mix(x, &r, self.lambda),
         }
     }

@@ -54,6 +54,12 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub accumulate: usize,
+    /// A step holds examples up to so many tokens, in place of `batch_size` times `accumulate` examples.
+    pub batch_tokens: Option<usize>,
+    /// Examples that run together; unset: `batch_size`, or with `batch_tokens` all of a step.
+    pub micro_batch: Option<usize>,
+    /// Compute each block again in the backward pass instead of keeping it.
+    pub checkpointing: bool,
     /// Optimizer steps; unset: by epochs.
     pub steps: Option<u64>,
     /// Passes over the data where no steps are given.
@@ -111,6 +117,9 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             batch_size: 4,
             accumulate: 4,
+            batch_tokens: None,
+            micro_batch: None,
+            checkpointing: false,
             steps: None,
             epochs: 3,
             cutoff: 256,
@@ -251,6 +260,11 @@ impl TrainConfig {
             // Their product is counted in; no data set comes near.
             if value > 1 << 24 {
                 return fail(key, value.to_string(), "at most 16777216");
+            }
+        }
+        for (key, value) in [("batch-tokens", self.batch_tokens), ("micro-batch", self.micro_batch)] {
+            if value == Some(0) {
+                return fail(key, "0".to_owned(), "at least 1");
             }
         }
         if self.cutoff < 2 {

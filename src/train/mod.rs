@@ -10,6 +10,9 @@ mod step;
 mod subject;
 mod trainer;
 
+#[cfg(test)]
+mod gradient_tests;
+
 pub use checkpoint::Checkpoint;
 pub use config::{DtypeName, MethodName, Schedule, SettingError, TrainConfig};
 pub use error::TrainError;

@@ -3,10 +3,11 @@
 use super::optimizer::{AdamW, Moments, clip, gradient_norm};
 use super::{Subject, TrainError};
 use crate::data::{Example, Packed, targets_and_weights};
-use crate::kernels;
-use crate::model::{Pass, Transformer};
+use crate::kernels::{self, Gradients};
+use crate::model::{Backward, Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
 use crate::probe::Silent;
+use crate::profile::{self, Phase};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -35,25 +36,20 @@ pub fn gradients(
 ) -> Result<(BTreeMap<String, Tensor>, StepReport), TrainError> {
     let targets: usize = micro_batches.iter().flatten().map(|e| e.loss.iter().filter(|&&l| l).count()).sum();
     let (mut total, mut tokens) = (0.0, 0);
-    let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
+    let mut sums = Gradients::default();
+    let how = Backward { scale: 1.0 / targets.max(1) as f64, checkpointing: subject.is_checkpointing() };
     for (index, examples) in micro_batches.iter().enumerate() {
-        let batch = packed(examples);
-        let (ids, weights) = targets_and_weights(examples);
+        let (batch, (ids, weights)) = profile::timed(Phase::Data, || (packed(examples), targets_and_weights(examples)));
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
-        let sum = subject.model().loss_sum(&batch, &ids, &weights, &subject.pass(key))?;
-        total += sum.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        total += subject.model().loss_gradients(&batch, (&ids, &weights), &subject.pass(key), how, &mut sums)?;
         tokens += batch.ids.len();
-        let mut store = (sum / targets.max(1) as f64)?.backward()?;
-        for (name, variable) in subject.variables() {
-            let Some(gradient) = store.remove(variable.as_tensor()) else {
-                return Err(TrainError::NoGradient { tensor: name.clone() });
-            };
-            let folded = match summed.remove(name) {
-                Some(before) => (before + gradient)?,
-                None => gradient,
-            };
-            summed.insert(name.clone(), folded);
-        }
+    }
+    let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, variable) in subject.variables() {
+        let Some(gradient) = sums.take(variable.as_tensor()) else {
+            return Err(TrainError::NoGradient { tensor: name.clone() });
+        };
+        summed.insert(name.clone(), gradient);
     }
     let loss = total / targets.max(1) as f64;
     if !loss.is_finite() {
@@ -90,10 +86,12 @@ pub fn train_step(
     step: u64,
 ) -> Result<StepReport, TrainError> {
     let (mut gradients, report) = gradients(subject, micro_batches, dropout, step)?;
-    if max_norm > 0.0 {
-        clip(&mut gradients, report.gradient_norm, max_norm)?;
-    }
-    moments.update(settings, rate, subject.variables(), &gradients)?;
+    profile::timed(Phase::Optimizer, || {
+        if max_norm > 0.0 {
+            clip(&mut gradients, report.gradient_norm, max_norm)?;
+        }
+        moments.update(settings, rate, subject.variables(), &gradients)
+    })?;
     Ok(report)
 }
 

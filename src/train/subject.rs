@@ -13,6 +13,7 @@ pub struct Subject {
     model: Transformer,
     peft: Option<Peft>,
     variables: BTreeMap<String, Var>,
+    checkpointing: bool,
 }
 
 impl Subject {
@@ -22,7 +23,7 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn adapter(model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
         let variables = peft.variables()?;
-        Ok(Self { model, peft: Some(peft), variables })
+        Ok(Self { model, peft: Some(peft), variables, checkpointing: false })
     }
 
     /// Trains every weight of `model`.
@@ -31,7 +32,19 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn full(mut model: Transformer) -> Result<Self, TrainError> {
         let variables = model.make_trainable()?;
-        Ok(Self { model, peft: None, variables })
+        Ok(Self { model, peft: None, variables, checkpointing: false })
+    }
+
+    /// The same, with each block computed again in the backward pass instead of kept, or not.
+    #[must_use]
+    pub fn checkpointing(self, checkpointing: bool) -> Self {
+        Self { checkpointing, ..self }
+    }
+
+    /// Whether blocks are computed again in the backward pass.
+    #[must_use]
+    pub fn is_checkpointing(&self) -> bool {
+        self.checkpointing
     }
 
     /// The model.

@@ -12,6 +12,7 @@ use crate::measures::{CosineProbe, TokenSet};
 use crate::model::Pass;
 use crate::peft::Peft;
 use crate::persist;
+use crate::profile::{self, Phase};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -114,6 +115,7 @@ pub struct Trainer<'a> {
     data: &'a TrainData,
     files: Option<&'a RunFiles>,
     settings: AdamW,
+    total: u64,
     stop_after: Option<u64>,
 }
 
@@ -134,7 +136,16 @@ impl<'a> Trainer<'a> {
         }
         let settings =
             AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: config.weight_decay, decay_vectors: true };
-        Ok(Self { config, subject, data, files, settings, stop_after: None })
+        let total = match (config.steps, config.batch_tokens) {
+            (Some(steps), _) => steps,
+            (None, Some(limit)) => order(config).token_steps(config.epochs, limit, &lengths(data)),
+            (None, None) => {
+                let per_step = config.batch_size * config.accumulate;
+                let per_epoch = EpochOrder::steps_per_epoch(per_step, data.train.len()) as u64;
+                per_epoch.saturating_mul(config.epochs)
+            }
+        };
+        Ok(Self { config, subject, data, files, settings, total, stop_after: None })
     }
 
     /// Stops after `step` steps as an interruption would: with a checkpoint, without a result.
@@ -147,9 +158,29 @@ impl<'a> Trainer<'a> {
     /// Optimizer steps of the whole run.
     #[must_use]
     pub fn total_steps(&self) -> u64 {
-        let per_step = self.config.batch_size * self.config.accumulate;
-        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()) as u64;
-        self.config.steps.unwrap_or(per_epoch.saturating_mul(self.config.epochs))
+        self.total
+    }
+
+    /// The examples of the step after `done` steps, by micro-batch, and how many epochs are done after it.
+    #[must_use]
+    pub fn micro_batches(&self, done: u64) -> (Vec<Vec<&'a Example>>, f64) {
+        let (config, order) = (self.config, order(self.config));
+        let (indices, epoch) = match config.batch_tokens {
+            Some(limit) => order.token_batch(done as usize, limit, &lengths(self.data)),
+            None => {
+                let per_step = config.batch_size * config.accumulate;
+                let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()).max(1);
+                let indices = order.batch_indices(done as usize, per_step, self.data.train.len());
+                (indices, (done + 1) as f64 / per_epoch as f64)
+            }
+        };
+        let together = match (config.micro_batch, config.batch_tokens) {
+            (Some(count), _) => count,
+            (None, Some(_)) => indices.len(),
+            (None, None) => config.batch_size,
+        };
+        let chosen: Vec<&Example> = indices.iter().filter_map(|&i| self.data.train.get(i)).collect();
+        (chosen.chunks(together.max(1)).map(<[_]>::to_vec).collect(), epoch)
     }
 
     /// Runs to the end, from the last checkpoint if `resume` and there is one.
@@ -177,7 +208,7 @@ impl<'a> Trainer<'a> {
         let end = self.stop_after.map_or(total, |stop| stop.min(total));
         let watches = self.config.probe_every > 0 && !self.data.probe.texts.is_empty();
         let mut before = match watches && progress.step == 0 {
-            true => Some(self.data.probe.similarity(self.subject, self.config.batch_size)?),
+            true => Some(self.similarity()?),
             false => None,
         };
         while progress.step < end && !progress.stopped {
@@ -190,7 +221,7 @@ impl<'a> Trainer<'a> {
                 self.validate(&mut event, &mut progress)?;
             }
             if watches && due(self.config.probe_every) {
-                event.similarity = Some(self.data.probe.similarity(self.subject, self.config.batch_size)?);
+                event.similarity = Some(self.similarity()?);
             }
             if let Some(log) = &mut log {
                 log.append(&event)?;
@@ -214,11 +245,7 @@ impl<'a> Trainer<'a> {
     fn step(&self, done: u64, moments: &mut Moments) -> Result<StepEvent, TrainError> {
         let started = Instant::now();
         let config = self.config;
-        let order = EpochOrder { seed: config.seed, shuffle: !config.no_shuffle };
-        let per_step = config.batch_size * config.accumulate;
-        let indices = order.batch_indices(done as usize, per_step, self.data.train.len());
-        let chosen: Vec<&Example> = indices.iter().filter_map(|&i| self.data.train.get(i)).collect();
-        let micro_batches: Vec<Vec<&Example>> = chosen.chunks(config.batch_size).map(<[_]>::to_vec).collect();
+        let (micro_batches, epoch) = profile::timed(Phase::Data, || self.micro_batches(done));
         let total = self.total_steps();
         let rate = learning_rate(config.schedule, config.lr, 0.0, config.warmup_steps, total, done);
         let report = train_step(
@@ -231,7 +258,6 @@ impl<'a> Trainer<'a> {
             Some((config.seed, done)),
             done + 1,
         )?;
-        let per_epoch = EpochOrder::steps_per_epoch(per_step, self.data.train.len()).max(1);
         Ok(StepEvent {
             step: done + 1,
             loss: report.loss,
@@ -239,7 +265,7 @@ impl<'a> Trainer<'a> {
             tokens: report.tokens,
             seconds: started.elapsed().as_secs_f64(),
             grad_norm: report.gradient_norm,
-            epoch: (done + 1) as f64 / per_epoch as f64,
+            epoch,
             val_loss: None,
             val_accuracy: None,
             similarity: None,
@@ -247,9 +273,14 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    fn similarity(&self) -> Result<Vec<Option<f64>>, TrainError> {
+        profile::timed(Phase::Probe, || self.data.probe.similarity(self.subject, self.config.batch_size))
+    }
+
     fn validate(&self, event: &mut StepEvent, progress: &mut Progress) -> Result<(), TrainError> {
         let examples: Vec<&Example> = self.data.validation.iter().collect();
-        let (loss, accuracy) = evaluate(self.subject, &examples, self.config.batch_size * self.config.accumulate)?;
+        let at_once = self.config.batch_size * self.config.accumulate;
+        let (loss, accuracy) = profile::timed(Phase::Validation, || evaluate(self.subject, &examples, at_once))?;
         (event.val_loss, event.val_accuracy) = (Some(loss), Some(accuracy));
         if progress.best.is_none_or(|(best, _)| loss < best) {
             (progress.best, progress.stale) = (Some((loss, event.step)), 0);
@@ -270,6 +301,14 @@ impl<'a> Trainer<'a> {
             Some(best) => copy_files(best, folder),
         })
     }
+}
+
+fn order(config: &TrainConfig) -> EpochOrder {
+    EpochOrder { seed: config.seed, shuffle: !config.no_shuffle }
+}
+
+fn lengths(data: &TrainData) -> Vec<usize> {
+    data.train.iter().map(|example| example.ids.len()).collect()
 }
 
 fn copy_files(from: &Path, to: &Path) -> Result<(), TrainError> {

@@ -202,3 +202,52 @@ fn a_config_file_stands_behind_the_command_line() {
     let config = adapter_config(&out);
     assert_eq!((config["sibo"]["lambda"].as_f64(), config["r"].as_u64()), (Some(0.4), Some(4)));
 }
+
+#[test]
+fn checkpointing_changes_no_byte_of_the_result() {
+    let place = Place::new();
+    let options = "--steps 3 --batch-size 3 --accumulate 2 --val-size 2 --warmup-steps 0 --sibo-lambda 0.2";
+    let kept = place.train("kept", options);
+    let again = place.train("again", &format!("{options} --checkpointing --profile"));
+    let file = "adapter/adapter_model.safetensors";
+    assert!(fs::read(kept.join(file)).unwrap() == fs::read(again.join(file)).unwrap());
+    let manifest = read_json(&again.join("manifest.json"));
+    assert_eq!(manifest["config"]["checkpointing"], true);
+    // The profile covers most of the steps.
+    let profile = &manifest["profile"];
+    let seconds = |phase: &str| profile["seconds"][phase].as_f64().unwrap();
+    assert!(seconds("forward") > 0.0 && seconds("backward") > 0.0 && seconds("optimizer") > 0.0);
+    let steps: f64 = events(&again).iter().map(|e| e["seconds"].as_f64().unwrap()).sum();
+    let phases = ["data", "forward", "backward", "optimizer"].map(seconds).iter().sum::<f64>();
+    assert!(phases <= steps && phases > 0.5 * steps, "{phases} of {steps}");
+    assert!(profile["product_gflop"].as_f64().unwrap() > 0.0);
+    assert!(read_json(&kept.join("manifest.json")).get("profile").is_none());
+}
+
+#[test]
+fn micro_batches_and_batches_by_tokens_have_the_losses_of_the_plain_road() {
+    let place = Place::new();
+    let common = "--dropout 0 --val-size 2 --warmup-steps 0 --dtype f64 --steps 4 --no-shuffle";
+    let losses = |out: &str, options: &str| -> Vec<(f64, u64)> {
+        let lines = events(&place.train(out, &format!("{common} {options}")));
+        lines.iter().map(|e| (e["loss"].as_f64().unwrap(), e["tokens"].as_u64().unwrap())).collect()
+    };
+    let plain = losses("plain", "--batch-size 6 --accumulate 1");
+    for (out, options) in [
+        ("two", "--batch-size 6 --accumulate 1 --micro-batch 2"),
+        ("four", "--batch-size 3 --accumulate 2 --micro-batch 4"),
+    ] {
+        for (found, want) in losses(out, options).iter().zip(&plain) {
+            assert!((found.0 / want.0 - 1.0).abs() < 1e-9 && found.1 == want.1, "{options}: {found:?} for {want:?}");
+        }
+    }
+    // As many tokens as the first plain step has: the same first batch.
+    let limit = plain[0].1;
+    let by_tokens = losses("tokens", &format!("--batch-tokens {limit}"));
+    assert!((by_tokens[0].0 / plain[0].0 - 1.0).abs() < 1e-9);
+    assert!(by_tokens.iter().all(|(_, tokens)| *tokens <= limit));
+    let split = losses("split", &format!("--batch-tokens {limit} --micro-batch 1"));
+    for (found, want) in split.iter().zip(&by_tokens) {
+        assert!((found.0 / want.0 - 1.0).abs() < 1e-9 && found.1 == want.1);
+    }
+}

@@ -1,0 +1,33 @@
+//! What `train --profile` prints and keeps.
+
+use crate::kernels;
+use crate::profile::Profile;
+use anyhow::Result;
+use serde_json::json;
+
+/// Prints where the time went, and answers it for the manifest.
+pub(super) fn report() -> Result<serde_json::Value> {
+    // Before the measurement below, which makes products too.
+    let profile = Profile::so_far();
+    let peak = kernels::peak_rate()?;
+    let total: f64 = profile.seconds.iter().map(|(_, seconds)| seconds).sum();
+    for (phase, seconds) in &profile.seconds {
+        note!("{phase:<11} {seconds:>9.2} s  {:>5.1} %", 100.0 * seconds / total.max(f64::MIN_POSITIVE));
+    }
+    if let Some(rate) = profile.product_rate() {
+        let Profile { product_seconds, product_gflop, .. } = profile;
+        note!(
+            "of which matrix products outside attention: {product_seconds:.2} s, {product_gflop:.1} GFLOP, \
+             {rate:.1} GFLOP/s; one large product in f32 reaches {peak:.1}"
+        );
+    }
+    let seconds: serde_json::Map<_, _> =
+        profile.seconds.iter().map(|(phase, s)| ((*phase).to_owned(), json!(s))).collect();
+    Ok(json!({
+        "seconds": seconds,
+        "product_seconds": profile.product_seconds,
+        "product_gflop": profile.product_gflop,
+        "product_gflop_per_second": profile.product_rate(),
+        "peak_gflop_per_second": peak,
+    }))
+}

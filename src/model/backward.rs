@@ -1,0 +1,101 @@
+//! Loss and gradients, block by block.
+
+use super::transformer::{ModelError, Pass, Transformer};
+use crate::data::Packed;
+use crate::kernels::{self, Gradients, Tape};
+use crate::peft::PassState;
+use crate::probe::Silent;
+use crate::profile::{self, Phase};
+use candle_core::Tensor;
+use std::time::Instant;
+
+/// How gradients are computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Backward {
+    /// What the loss is multiplied by.
+    pub scale: f64,
+    /// Keep the input of each block alone and compute the block again in the backward pass (Chen et al., 2016): the
+    /// same bits, less memory, more time.
+    pub checkpointing: bool,
+}
+
+/// What the backward pass needs of a block.
+enum Kept {
+    Recorded(Tape),
+    /// To be computed again from the block's input.
+    Input,
+}
+
+impl Transformer {
+    /// The weighted sum of the next-token losses as in [`Self::loss_sum`]; adds the gradients of `scale` times that
+    /// loss with respect to every tracked tensor to `gradients`.
+    ///
+    /// Memory is freed as the backward pass proceeds, and nothing is computed below the lowest tracked tensor.
+    ///
+    /// # Errors
+    /// As [`Self::loss_sum`].
+    pub fn loss_gradients(
+        &self,
+        batch: &Packed,
+        (targets, weights): (&[u32], &[f32]),
+        pass: &Pass<'_>,
+        how: Backward,
+        gradients: &mut Gradients,
+    ) -> Result<f64, ModelError> {
+        let started = Instant::now();
+        let head = self.head()?;
+        let (embedded, embedding_tape) = kernels::record(|| self.embed(batch));
+        let embedded = embedded?;
+        let state = PassState::new(pass, self, &embedded, batch)?;
+        let run = self.run(batch, &state)?;
+        let first = embedded.input.clone();
+        drop(embedded);
+        let mut h = first.clone();
+        let mut kept: Vec<(Tensor, Kept)> = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let forward = || block.forward(&h, &run, &mut Silent);
+            let (next, how_kept) = match how.checkpointing {
+                true => (kernels::forget(forward)?, Kept::Input),
+                false => {
+                    let (next, tape) = kernels::record(forward);
+                    (next?, Kept::Recorded(tape))
+                }
+            };
+            kept.push((std::mem::replace(&mut h, next), how_kept));
+        }
+        let (states, tape) = kernels::record(|| match &self.final_norm {
+            Some(norm) => norm.forward(&h),
+            None => Ok(h.clone()),
+        });
+        let states = states?;
+        profile::add(Phase::Forward, started);
+        profile::timed(Phase::Backward, || {
+            let (loss, [d_states, d_head]) =
+                kernels::cross_entropy_gradients(&states, head, targets, weights, how.scale)?;
+            if let Some(gradient) = d_head {
+                gradients.add(head.id(), gradient)?;
+            }
+            let Some(gradient) = d_states else { return Ok(loss) };
+            tape.backward(&states, gradient, gradients)?;
+            drop(states);
+            for (block, (input, how_kept)) in self.blocks.iter().zip(kept).rev() {
+                // A stream that nothing trainable has touched ends the pass.
+                let Some(gradient) = gradients.take(&h) else { return Ok(loss) };
+                let (out, tape) = match how_kept {
+                    Kept::Recorded(tape) => (h, tape),
+                    Kept::Input => {
+                        drop(h);
+                        let (out, tape) = kernels::record(|| block.forward(&input, &run, &mut Silent));
+                        (out?, tape)
+                    }
+                };
+                tape.backward(&out, gradient, gradients)?;
+                h = input;
+            }
+            if let Some(gradient) = gradients.take(&first) {
+                embedding_tape.backward(&first, gradient, gradients)?;
+            }
+            Ok(loss)
+        })
+    }
+}

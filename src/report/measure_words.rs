@@ -7,7 +7,8 @@ use crate::measures::Measure;
 pub const BASELINE_SUFFIXES: [&str; 3] = [" (other texts)", " (untrained)", " (shuffled)"];
 
 /// The run whose null baseline this is, and of which kind; `None` for a run.
-pub(super) fn baseline(run: &str) -> Option<(&str, usize)> {
+#[must_use]
+pub fn baseline(run: &str) -> Option<(&str, usize)> {
     let mut kinds = BASELINE_SUFFIXES.iter().enumerate();
     kinds.find_map(|(kind, suffix)| run.strip_suffix(suffix).map(|own| (own, kind)))
 }

@@ -14,7 +14,7 @@ pub use chart::{
 };
 pub use curves::{CurveOptions, Depth, Shown, grey_below, similarity_chart};
 pub use markdown::{Page, frame_table, markdown_table};
-pub use measure_words::BASELINE_SUFFIXES;
+pub use measure_words::{BASELINE_SUFFIXES, baseline};
 pub use rows::{
     PER_TEXT_COLUMNS, PerTextRow, SIMILARITY_COLUMNS, SimilarityRow, per_text_frame, per_text_rows, similarity_frame,
     similarity_rows,

@@ -6,8 +6,7 @@ use crate::cli::write_chart;
 use crate::measures::{Measure, Point, TokenSet};
 use crate::probe::Site;
 use crate::report::{
-    BASELINE_SUFFIXES, Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, grey_below, similarity_chart,
-    site_chart,
+    Chart, CurveOptions, Depth, Panel, Shown, SimilarityRow, Width, baseline, grey_below, similarity_chart, site_chart,
 };
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -81,7 +80,7 @@ const MEASURED: &str = "measured";
 
 /// A panel for each run, with its own baselines, of the figure's first measure and token set.
 fn by_run(rows: &[SimilarityRow], options: &CurveOptions) -> Chart {
-    let own = |run: &str| BASELINE_SUFFIXES.iter().find_map(|s| run.strip_suffix(s)).unwrap_or(run).to_owned();
+    let own = |run: &str| baseline(run).map_or(run, |(own, _)| own).to_owned();
     let mut runs: Vec<String> = rows.iter().map(|row| own(&row.run)).collect();
     let mut seen = BTreeSet::new();
     runs.retain(|run| seen.insert(run.clone()));
@@ -127,8 +126,7 @@ fn differences(
     panels: &[(Measure, &str)],
     audit: Option<&Audit>,
 ) -> Chart {
-    let plain: Vec<SimilarityRow> =
-        rows.iter().filter(|row| !BASELINE_SUFFIXES.iter().any(|s| row.run.ends_with(s))).cloned().collect();
+    let plain: Vec<SimilarityRow> = rows.iter().filter(|row| baseline(&row.run).is_none()).cloned().collect();
     let mut chart =
         similarity_chart(&plain, &CurveOptions { shown: Shown::Difference, ..options(args, title, panels) });
     let drawn = |panel: &Panel| !panel.series.is_empty();

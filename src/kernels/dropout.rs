@@ -37,11 +37,9 @@ impl Dropout {
         // 53 random bits are compared, as many as an f64 between 0 and 1 holds.
         let threshold = (self.p * (1_u64 << 53) as f64) as u64;
         let factor = T::from_f64(1.0 / (1.0 - self.p));
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
+        parallel::pieces(x.len(), |at, out| {
             vector::dropout(parallel::from(x, at), self.key, at as u64, threshold, factor, out);
-        });
-        out
+        })
     }
 }
 

@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod attention_task;
+mod branch;
 mod cross_entropy;
 mod dropout;
 mod element;
@@ -28,6 +29,7 @@ mod check;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
+pub use branch::{Residual, add_branch, linear_with_branch, mixed_linear};
 pub(crate) use cross_entropy::cross_entropy_gradients;
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
 pub use dropout::dropout;

@@ -3,10 +3,11 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::gemm::{Matrix, Threads, gemm};
+use super::mixed::{self, widened};
 use super::tape::{self, Reads};
-use super::{parallel, vector};
+use super::{composed, parallel, vector};
 
 const NAME: &str = "linear_cross_entropy";
 /// Logits in memory at a time, unless [`CHUNK_ROWS`] rows have more.
@@ -18,7 +19,7 @@ const CHUNK_ROWS: usize = 64;
 /// `logits = hidden · weightᵀ`.
 ///
 /// `hidden` is `[n, d]`, `weight` `[vocabulary, d]`. Rows of weight zero are not computed at all. The sum is taken in
-/// `f64`; the result has the element type of `hidden`.
+/// `f64`; the result has the [`wide`](super::wide) type of `hidden`.
 ///
 /// # Errors
 /// If the shapes, element types or lengths do not fit, a target is outside the vocabulary, or the tensors are not on
@@ -49,14 +50,19 @@ pub(crate) fn cross_entropy_gradients(
     let rows = rows(hidden, weight, targets, token_weights)?;
     let wanted = [hidden.track_op(), weight.track_op()];
     let (h, w) = (hidden.contiguous()?, weight.contiguous()?);
+    if !composed::is_fused(hidden) {
+        return composed::cross_entropy_gradients(&h.detach(), &w.detach(), &rows, factor, wanted);
+    }
     let locked = (Locked::new(&h), Locked::new(&w));
     by_dtype!(hidden.dtype(), NAME, T => {
-        let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+        let read = locked.1.widened::<T>()?;
+        let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
         // As a tensor of one factor would hold it.
         let factor = T::from_f64(factor).to_f64();
         let (loss, [d_hidden, d_weight]) = head.gradients(&rows, factor, wanted)?;
         let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
-        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, wrap(d_weight, weight)?]))
+        let d_weight = mixed::in_type_of(wrap(d_weight, weight)?, weight)?;
+        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, d_weight]))
     })
 }
 
@@ -88,9 +94,13 @@ pub fn token_losses_and_hits(hidden: &Tensor, weight: &Tensor, targets: &[u32]) 
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
     let row = |(row, &target): (usize, &u32)| Row { row, target: target as usize, weight: 1.0 };
     let rows: Vec<Row> = targets.iter().enumerate().map(row).collect();
+    if !composed::is_fused(&hidden) {
+        return Ok(composed::losses_and_hits(&hidden.detach(), &weight.detach(), &rows)?.into_iter().unzip());
+    }
     let locked = (Locked::new(&hidden), Locked::new(&weight));
     let scores = by_dtype!(hidden.dtype(), NAME, T => {
-        Head::<T>::new(locked.0.values()?, locked.1.values()?, weight.dims2()?).score(&rows)?
+        let read = locked.1.widened::<T>()?;
+        Head::<T>::new(locked.0.values()?, &read, weight.dims2()?).score(&rows)?
     });
     Ok(scores.into_iter().map(|score| (score.loss, score.hit)).unzip())
 }
@@ -102,7 +112,7 @@ fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
     if width != columns {
         bail!("linear_cross_entropy: hidden {:?} does not fit weight {:?}", hidden.dims(), weight.dims())
     }
-    same_dtype(NAME, hidden, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     if targets.len() != n {
         bail!("linear_cross_entropy: {} targets for {n} rows", targets.len())
     }
@@ -114,10 +124,10 @@ fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
 
 /// A row that counts.
 #[derive(Clone, Copy)]
-struct Row {
-    row: usize,
-    target: usize,
-    weight: f32,
+pub(super) struct Row {
+    pub(super) row: usize,
+    pub(super) target: usize,
+    pub(super) weight: f32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -243,9 +253,9 @@ impl<'a, T: Element> Head<'a, T> {
     }
 }
 
-struct CrossEntropy {
+pub(super) struct CrossEntropy {
     /// In ascending order.
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
 }
 
 impl CustomOp2 for CrossEntropy {
@@ -255,7 +265,8 @@ impl CustomOp2 for CrossEntropy {
 
     fn cpu_fwd(&self, h: &CpuStorage, hl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(h.dtype(), NAME, T => {
-            let head = Head::<T>::new(values(h, hl)?, values(w, wl)?, wl.shape().dims2()?);
+            let read = widened::<T>(w, wl)?;
+            let head = Head::<T>::new(values(h, hl)?, &read, wl.shape().dims2()?);
             let scores = head.score(&self.rows)?;
             let sum: f64 = scores.iter().zip(&self.rows).map(|(score, row)| score.loss * f64::from(row.weight)).sum();
             Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum)]), Shape::from(())))
@@ -267,10 +278,11 @@ impl CustomOp2 for CrossEntropy {
         let locked = (Locked::new(h), Locked::new(w), Locked::new(gradient));
         by_dtype!(h.dtype(), NAME, T => {
             let factor = locked.2.values::<T>()?.first().copied().unwrap_or_default().to_f64();
-            let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+            let read = locked.1.widened::<T>()?;
+            let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
             let (_, [d_hidden, d_weight]) = head.gradients(&self.rows, factor, wanted)?;
             let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
-            Ok((wrap(d_hidden, h)?, wrap(d_weight, w)?))
+            Ok((wrap(d_hidden, h)?, mixed::in_type_of(wrap(d_weight, w)?, w)?))
         })
     }
 }

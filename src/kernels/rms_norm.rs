@@ -3,27 +3,27 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::tape::{self, Reads};
-use super::{parallel, vector};
+use super::{mixed, parallel, vector};
 
 const NAME: &str = "rms_norm";
 
 /// `x / sqrt(mean(x²) + eps) · weight` for every row of `x`, which is `[n, d]`; `weight` is `[d]`.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (_, width) = matrix_dims(NAME, "x", x)?;
     if weight.dims() != [width] {
         bail!("rms_norm: weight {:?} does not fit x {:?}", weight.dims(), x.dims())
     }
-    same_dtype(NAME, x, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     tape::apply2(RmsNorm { eps }, [&x.contiguous()?, &weight.contiguous()?], Reads::arguments([true; 2]))
 }
 
-struct RmsNorm {
-    eps: f64,
+pub(super) struct RmsNorm {
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {
@@ -46,7 +46,8 @@ impl RmsNorm {
     fn backward<T: Element>(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, width) = x.dims2()?;
         let locked = (Locked::new(x), Locked::new(w), Locked::new(g));
-        let (xs, weight, gradient) = (locked.0.values::<T>()?, locked.1.values::<T>()?, locked.2.values::<T>()?);
+        let (xs, gradient) = (locked.0.values::<T>()?, locked.2.values::<T>()?);
+        let weight = &*locked.1.widened::<T>()?;
         let mut inverses = vec![T::zero(); n];
         parallel::for_each_row(&mut inverses, 1, |index, out| {
             out.fill(self.inverse(parallel::row(xs, index, width)));
@@ -68,7 +69,7 @@ impl RmsNorm {
                 let (row, gradient) = (xs.get(at..).unwrap_or_default(), gradient.get(at..).unwrap_or_default());
                 vector::add_products(sums, row, gradient, inverses.get(index).copied().unwrap_or_default());
             });
-            gradients.1 = Some(tensor(out, w)?);
+            gradients.1 = mixed::in_type_of(Some(tensor(out, w)?), w)?;
         }
         Ok(gradients)
     }
@@ -81,7 +82,7 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), NAME, T => {
-            let out = self.forward::<T>(values(x, xl)?, values(w, wl)?);
+            let out = self.forward::<T>(values(x, xl)?, &mixed::widened(w, wl)?);
             Ok((T::to_cpu_storage_owned(out), xl.shape().clone()))
         })
     }
@@ -114,7 +115,7 @@ mod tests {
             check::close(&rms_norm(&x, &w, EPS).unwrap(), &naive(&x, &w), 1e-12);
             check::close(&rms_norm(&check::strided(&x), &check::offset(&w), EPS).unwrap(), &naive(&x, &w), 1e-12);
             check::gradients(&[&x, &w], |t| rms_norm(&t[0], &t[1], EPS));
-            check::gradients(&[&x, &w], |t| rms_norm(&check::strided(&t[0]), &check::offset(&t[1]), EPS));
+            check::fused_gradients(&[&x, &w], |t| rms_norm(&check::strided(&t[0]), &check::offset(&t[1]), EPS));
             check::f32_agrees(&[&x, &w], 1e-5, |t| rms_norm(&t[0], &t[1], EPS));
         }
     }

@@ -8,7 +8,7 @@ use crate::model::{Backward, Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
 use crate::probe::Silent;
 use crate::profile::{self, Phase};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
 /// What one optimizer step did.
@@ -57,7 +57,7 @@ pub fn gradients(
     }
     let norm = gradient_norm(&summed)?;
     if !norm.is_finite() {
-        let sum = |g: &Tensor| g.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>();
+        let sum = |g: &Tensor| g.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>();
         let culprit = summed.iter().find(|(_, g)| !sum(g).is_ok_and(f64::is_finite));
         let tensor = culprit.map_or_else(|| "all tensors together".to_owned(), |(name, _)| name.clone());
         return Err(TrainError::NotFinite { step, tensor });

@@ -291,7 +291,39 @@ impl CustomOp2 for CrossEntropy {
 mod tests {
     use super::super::check::{self, Untracked};
     use super::*;
-    use candle_core::{DType, Device};
+    use crate::kernels::instead_of_fused;
+    use candle_core::{DType, Device, Var};
+
+    #[test]
+    fn a_head_of_another_type_is_read_in_the_type_of_the_states() {
+        let (h, w, targets, weights) = case(8, 3, 5);
+        for (compute, stored) in [(DType::F32, DType::BF16), (DType::F64, DType::F32), (DType::BF16, DType::F32)] {
+            let h = Var::from_tensor(&h.to_dtype(compute).unwrap()).unwrap();
+            let w = Var::from_tensor(&w.to_dtype(stored).unwrap()).unwrap();
+            let read = Var::from_tensor(&w.to_dtype(compute).unwrap().detach()).unwrap();
+            let gradients = |w: &Tensor| cross_entropy_gradients(&h, w, &targets, &weights, 0.5).unwrap();
+            let ((loss, [dh, dw]), (want, [dh_of_read, dw_of_read])) = (gradients(&w), gradients(&read));
+            assert_eq!(loss, want);
+            let (dw, dw_of_read) = (dw.unwrap(), dw_of_read.unwrap());
+            assert_eq!((dw.dtype(), check::flat(&dh.unwrap())), (stored, check::flat(&dh_of_read.unwrap())));
+            // Chunks are summed wide, so that a gradient of a wider type may have more digits.
+            check::close(&dw.to_dtype(compute).unwrap(), &check::flat(&dw_of_read.to_dtype(stored).unwrap()), 4e-3);
+            let losses = |w: &Tensor| token_losses_and_hits(&h, w, &targets).unwrap();
+            assert_eq!(losses(&w), losses(&read));
+        }
+    }
+
+    #[test]
+    fn gradients_with_the_loss_are_those_of_the_loss() {
+        let (h, w, targets, weights) = case(8, 3, 5);
+        let (h, w) = (Var::from_tensor(&h).unwrap(), Var::from_tensor(&w).unwrap());
+        let gradients = || cross_entropy_gradients(&h, &w, &targets, &weights, 0.5).unwrap();
+        let ((loss, fused), (composed_loss, composed)) = (gradients(), instead_of_fused(gradients));
+        assert!((loss - composed_loss).abs() < 1e-12);
+        for (fused, composed) in fused.iter().zip(&composed) {
+            check::close(composed.as_ref().unwrap(), &check::flat(fused.as_ref().unwrap()), 1e-12);
+        }
+    }
 
     fn naive(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Vec<f64> {
         let logits = hidden.matmul(&weight.t().unwrap()).unwrap().to_vec2::<f64>().unwrap();
@@ -318,8 +350,10 @@ mod tests {
             check::f32_agrees(&[&h, &w], 1e-5, f);
             check::untracked(&[&h, &w], Untracked(0), f);
             check::untracked(&[&h, &w], Untracked(1), f);
-            for (got, want) in token_losses(&h, &w, &targets).unwrap().iter().zip(&losses) {
-                assert!((got - want).abs() < 1e-12 * want.max(1.0));
+            for found in [token_losses(&h, &w, &targets), instead_of_fused(|| token_losses(&h, &w, &targets))] {
+                for (got, want) in found.unwrap().iter().zip(&losses) {
+                    assert!((got - want).abs() < 1e-12 * want.max(1.0));
+                }
             }
         }
     }
@@ -340,14 +374,20 @@ mod tests {
         let (h, w, targets, weights) = case(6, 3, 5);
         let mut rows = h.to_vec2::<f64>().unwrap();
         rows[1] = vec![f64::NAN; 3];
-        let h = candle_core::Var::new(rows, &Device::Cpu).unwrap();
+        let h = Var::new(rows, &Device::Cpu).unwrap();
         let loss = linear_cross_entropy(&h, &w, &targets, &weights).unwrap();
         assert!(loss.to_scalar::<f64>().unwrap().is_finite());
         let gradient = loss.backward().unwrap().get(&h).unwrap().to_vec2::<f64>().unwrap();
         assert_eq!((&gradient[1], &gradient[4]), (&vec![0.0; 3], &vec![0.0; 3]));
+        let composed = || cross_entropy_gradients(&h, &w, &targets, &weights, 1.0).unwrap();
+        let (_, [composed, _]) = instead_of_fused(composed);
+        check::close(&composed.unwrap(), &gradient.concat(), 1e-12);
         let none = linear_cross_entropy(&h, &w, &targets, &[0.0; 6]).unwrap();
         assert_eq!(none.to_scalar::<f64>().unwrap(), 0.0);
         assert_eq!(check::flat(none.backward().unwrap().get(&h).unwrap()), vec![0.0; 18]);
+        let (none, [d_hidden, _]) =
+            instead_of_fused(|| cross_entropy_gradients(&h, &w, &targets, &[0.0; 6], 1.0).unwrap());
+        assert_eq!((none, check::flat(&d_hidden.unwrap())), (0.0, vec![0.0; 18]));
     }
 
     #[test]
@@ -356,12 +396,16 @@ mod tests {
         let weight = Tensor::new(&[[1.0_f32], [3.0], [3.0], [0.0]], &Device::Cpu).unwrap();
         let (losses, hits) = token_losses_and_hits(&hidden, &weight, &[1, 2, 0, 3]).unwrap();
         assert_eq!(hits, [true, false, false, true]);
+        let composed = instead_of_fused(|| token_losses_and_hits(&hidden, &weight, &[1, 2, 0, 3]).unwrap());
+        assert_eq!(composed.1, hits);
         let total = (1f64.exp() + 2.0 * 3f64.exp() + 1.0).ln();
         for (got, want) in losses.iter().zip([total - 3.0, total - 3.0, total - 1.0]) {
             assert!((got - want).abs() < 1e-6);
         }
         let first = Tensor::new(&[[9.0_f32], [1.0]], &Device::Cpu).unwrap();
-        assert_eq!(token_losses_and_hits(&hidden, &first, &[0, 1, 0, 1]).unwrap().1, [true, false, true, true]);
+        let hits = || token_losses_and_hits(&hidden, &first, &[0, 1, 0, 1]).unwrap().1;
+        assert_eq!(hits(), [true, false, true, true]);
+        assert_eq!(instead_of_fused(hits), [true, false, true, true]);
     }
 
     #[test]

@@ -164,6 +164,12 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_another_type_are_read_in_that_of_x() {
+        let [x, w, b] = arguments(9, 40);
+        check::mixed(&x, &[&w, &b], |x, w| layer_norm(x, &w[0], &w[1], EPS));
+    }
+
+    #[test]
     fn untracked_arguments_threads_and_packing() {
         let [x, w, b] = arguments(300, 80);
         for which in 0..3 {

@@ -121,6 +121,12 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_of_another_type_is_read_in_that_of_x() {
+        let (x, w) = (check::normal(&[9, 40], 1), check::normal(&[40], 2));
+        check::mixed(&x, &[&w], |x, w| rms_norm(x, &w[0], EPS));
+    }
+
+    #[test]
     fn untracked_arguments_threads_and_packing() {
         let (x, w) = (check::normal(&[300, 80], 1), check::normal(&[80], 2));
         check::untracked(&[&x, &w], Untracked(0), |t| rms_norm(&t[0], &t[1], EPS));

@@ -45,6 +45,7 @@ pub fn gradients(
         tokens += batch.ids.len();
     }
     let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
+    profile::timed(Phase::Backward, || profile::settle(subject.model().device()))?;
     for (name, variable) in subject.variables() {
         let Some(gradient) = sums.take(variable.as_tensor()) else {
             return Err(TrainError::NoGradient { tensor: name.clone() });
@@ -90,7 +91,8 @@ pub fn train_step(
         if max_norm > 0.0 {
             clip(&mut gradients, report.gradient_norm, max_norm)?;
         }
-        moments.update(settings, rate, subject.variables(), &gradients)
+        moments.update(settings, rate, subject.variables(), &gradients)?;
+        Ok::<_, TrainError>(profile::settle(subject.model().device())?)
     })?;
     Ok(report)
 }

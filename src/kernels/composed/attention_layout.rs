@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 
 /// Scores in memory at a time, unless one head of one sequence has more: 256 MiB of `f32`, of which a backward pass
-/// holds about four tables.
-const SCORES: usize = 1 << 26;
+/// holds about four tables. Few in tests, which are to walk over several groups.
+const SCORES: usize = if cfg!(test) { 1 << 9 } else { 1 << 26 };
 
 /// Consecutive sequences that are padded to one length and run together.
 pub(super) struct Group {

@@ -5,8 +5,9 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use super::{Composed, wide, widened};
 use crate::kernels::cross_entropy::{CrossEntropy, Row};
 
-/// Logits in memory at a time, unless one row has more: 64 MiB of `f32`, of which a backward pass holds about four.
-const CHUNK_LOGITS: usize = 1 << 24;
+/// Logits in memory at a time, unless one row has more: 64 MiB of `f32`, of which a backward pass holds about four. Few
+/// in tests, which are to walk over several chunks.
+const CHUNK_LOGITS: usize = if cfg!(test) { 1 << 6 } else { 1 << 24 };
 
 /// The logits of some rows and what the losses need of them, all wide.
 struct Chunk {

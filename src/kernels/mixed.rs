@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 
 use super::element::{Element, values};

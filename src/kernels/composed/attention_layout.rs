@@ -72,7 +72,8 @@ pub(super) fn groups(
     let groups = match last {
         Some((_, groups)) => groups,
         None => {
-            let made = cut(offsets, heads, SCORES).iter().map(|spans| Group::new(spans, causal, wide, device));
+            let spans = cut(offsets, heads, SCORES);
+            let made = spans.iter().map(|spans| Group::new(spans, causal, wide, device));
             made.collect::<Result<Vec<Group>>>()?.into()
         }
     };

@@ -1,5 +1,6 @@
 //! Where the time of this process's training goes; a relaxed load a call while it is off.
 
+use candle_core::{Device, Result};
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -48,6 +49,11 @@ impl Phase {
 /// Starts to count.
 pub fn start() {
     ON.store(true, Relaxed);
+}
+
+/// Waits until a GPU has done what it was given, so that the next phase is not charged for it; only while counting.
+pub(crate) fn settle(device: &Device) -> Result<()> {
+    if ON.load(Relaxed) { device.synchronize() } else { Ok(()) }
 }
 
 /// Runs `work` as part of `phase`.

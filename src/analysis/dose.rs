@@ -234,7 +234,7 @@ impl Probe for DoseProbe<'_> {
         if site != Site::Block || layer != self.blocks {
             return Ok(());
         }
-        let values = states.detach().to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
+        let values = states.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let width = values.dim(1)?;
         let rows: Vec<f64> = values.flatten_all()?.to_vec1()?;
         for (index, text) in self.texts.iter().enumerate() {

@@ -6,6 +6,7 @@ use super::pooled::Pooled;
 use super::similarity::EncodedText;
 use super::text_values::{Stage, TextAt, TextResult, gather, text_values};
 use crate::data::Packed;
+use crate::kernels;
 use crate::measures::streaming::{States, TextRows};
 use crate::measures::{AttentionMaps, EmbeddingTable, Need, Point, Real, Rows, TokenSet};
 use crate::model::ModelError;
@@ -254,8 +255,9 @@ impl Probe for Recorder<'_> {
             Some(partner) => partner.at(Point { site, layer }),
             None => None,
         };
-        let on_cpu = |tensor: Tensor| tensor.to_device(&Device::Cpu)?.contiguous();
-        let dtype = states.dtype();
+        // What was computed in 16 bits is measured in f32.
+        let dtype = kernels::wide(states.dtype());
+        let on_cpu = |tensor: Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?.contiguous();
         let tensors = Tensors {
             states: on_cpu(states)?,
             layer0: self.layer0.clone().map(on_cpu).transpose()?,

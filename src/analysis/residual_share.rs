@@ -144,7 +144,7 @@ impl BranchObserver for ResidualShares {
         let planned = branch.planned();
         let chosen = Tensor::new(sums.rows.as_slice(), branch.input().device())?;
         let values = |t: &Tensor| -> candle_core::Result<Vec<f64>> {
-            t.detach().index_select(&chosen, 0)?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
+            t.detach().index_select(&chosen, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
         };
         let tokens = sums.rows.len() as u64;
         let module = sums.modules.entry((planned.layer, planned.role.index())).or_insert_with(|| ModuleSums {

@@ -5,6 +5,7 @@
 
 use super::states_save::free_space;
 use crate::data::Packed;
+use crate::kernels;
 use crate::model::ModelError;
 use crate::persist::{self, PersistError};
 use crate::probe::{Probe, Site};
@@ -117,7 +118,7 @@ fn bytes(states: &Tensor) -> Result<Option<Vec<u8>>, ModelError> {
         out.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(out, &value)| *out = bytes(value));
         Some(out)
     }
-    let states = states.to_device(&Device::Cpu)?.contiguous()?;
+    let states = states.to_device(&Device::Cpu)?.to_dtype(kernels::wide(states.dtype()))?.contiguous()?;
     let (storage, layout) = states.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { return Ok(None) };
     Ok(match &*storage {
@@ -153,7 +154,13 @@ impl Probe for Keeper<'_> {
             let start = bytes(states)?.and_then(|bytes| self.scratch.append(&bytes));
             match start {
                 Some(start) => {
-                    kept.0.push(Kept { site, layer, dtype: states.dtype(), width: states.dim(1)?, start });
+                    kept.0.push(Kept {
+                        site,
+                        layer,
+                        dtype: kernels::wide(states.dtype()),
+                        width: states.dim(1)?,
+                        start,
+                    });
                 }
                 None => self.kept = None,
             }

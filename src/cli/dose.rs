@@ -1,7 +1,7 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
 use super::texts::file_texts;
-use super::{open, progress, write_chart};
+use super::{device, open, progress, write_chart};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
@@ -19,7 +19,7 @@ use crate::peft::{Arm, Dose, Peft, Policy, ResidualConfig, load_adapter};
 use crate::persist;
 use crate::report;
 use crate::statistics::REPLICATES;
-use crate::train::DtypeName;
+use crate::train::{BaseDtypeName, DtypeName};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
@@ -88,10 +88,14 @@ pub(super) struct DoseArgs {
     /// Texts or examples that run through the model together; bounds memory, and moves no more than last digits.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
-    /// What is computed in.
+    /// What is computed in; bf16 and f16 are for GPUs.
     #[arg(long, default_value = "f32")]
     dtype: DtypeName,
-    /// auto or cpu.
+    /// What the model's weights are stored in: 16 bits halve their memory and are widened where they are read. auto: as
+    /// --dtype.
+    #[arg(long, default_value = "auto")]
+    base_dtype: BaseDtypeName,
+    /// auto (a GPU if this build knows one and it answers), cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Folder for dose.csv, .parquet, .png, .svg, residual.csv, .parquet, .png, .svg and manifest.json.
@@ -107,8 +111,9 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("dose");
     let (name, folder) = adapter_name(&args.adapter)?;
-    let device = open::device(&args.device)?;
-    let model = open::model(&args.model, args.revision.as_deref(), args.dtype.into(), &device)?;
+    let (place, precision) = (device::open(&args.device)?, args.base_dtype.beside(args.dtype));
+    device::check(precision, &place)?;
+    let model = open::model(&args.model, args.revision.as_deref(), precision, &place)?;
     model.transformer.head().with_context(|| format!("--model {}", args.model))?;
     let peft = with_policy(args, &model, load_adapter(&folder, &model.transformer)?)?;
     let texts = texts(args, &model)?;
@@ -158,8 +163,9 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         .set("sequences", cost)
         .set("bootstrap", json!({"replicates": REPLICATES, "level": LEVEL, "seed": args.seed}))
         .set("layers_convention", "0 embedding, 1..L blocks")
-        .set("device", "cpu")
-        .set("dtype", format!("{:?}", args.dtype).to_lowercase());
+        .set("device", device::name(&place))
+        .set("dtype", precision.compute.as_str())
+        .set("base_dtype", precision.base.as_str());
     manifest.write(&args.out)?;
     print_table(&rows);
     if !quiet {

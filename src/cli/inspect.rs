@@ -80,7 +80,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
 /// Reads the configuration alone: inspecting a 7 B model must not load it.
 fn architecture(args: &InspectArgs) -> Result<Architecture> {
     if args.model == EMBEDDED {
-        let model = open::model(EMBEDDED, None, DType::F32, &Device::Cpu)?;
+        let model = open::model(EMBEDDED, None, DType::F32.into(), &Device::Cpu)?;
         return Ok(model.transformer.architecture().clone());
     }
     let files = hub::resolve(&args.model, args.revision.as_deref(), &HubSettings::from_env())?;

@@ -10,6 +10,7 @@ macro_rules! note {
     ($($part:tt)*) => { $crate::cli::print_note(&format!($($part)*)) };
 }
 
+mod device;
 mod dose;
 mod inspect;
 mod open;

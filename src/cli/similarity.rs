@@ -23,9 +23,10 @@ use crate::analysis::tables;
 use crate::data::Span;
 use crate::hash;
 use crate::measures::{Measure, parse_measures};
+use crate::model::Precision;
 use crate::persist;
 use crate::report::{self, SimilarityRow, per_text_frame};
-use crate::train::DtypeName;
+use crate::train::{BaseDtypeName, DtypeName};
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
@@ -129,10 +130,14 @@ pub(super) struct SimilarityArgs {
     /// Seconds between two lines of progress where stderr is no terminal.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, hide = true)]
     progress_every: u64,
-    /// What is computed in.
+    /// What is computed in; bf16 and f16 are for GPUs, and are measured in f32.
     #[arg(long, default_value = "f32", requires = "texts")]
     dtype: DtypeName,
-    /// auto or cpu.
+    /// What the models' weights are stored in: 16 bits halve their memory and are widened where they are read. auto: as
+    /// --dtype.
+    #[arg(long, default_value = "auto", requires = "texts")]
+    base_dtype: BaseDtypeName,
+    /// auto (a GPU if this build knows one and it answers), cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet, means.safetensors and manifest.json.
@@ -145,8 +150,8 @@ pub(super) struct SimilarityArgs {
 }
 
 impl SimilarityArgs {
-    fn dtype_name(&self) -> String {
-        format!("{:?}", self.dtype).to_lowercase()
+    fn precision(&self) -> Precision {
+        self.base_dtype.beside(self.dtype)
     }
 }
 
@@ -213,8 +218,9 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
         .set(results::FILES, settled.files)
-        .set("device", "cpu")
-        .set("dtype", args.dtype_name());
+        .set("device", done.device)
+        .set("dtype", args.precision().compute.as_str())
+        .set("base_dtype", args.precision().base.as_str());
     manifest.write(&args.out)?;
     follow::remove_progress(&args.out)?;
     // What only the split asked for stands in its tables.

@@ -1,7 +1,7 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
-use super::{inspect, open, profile_report};
+use super::{device, inspect, open, profile_report};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
     EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
@@ -12,7 +12,8 @@ use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
-    DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData, Trainer, gradients,
+    BaseDtypeName, DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData,
+    Trainer, gradients,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::DType;
@@ -187,11 +188,17 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
-    /// What is computed in [default: f32].
+    /// What is computed in; bf16 is for GPUs, a CPU is faster in f32. What is trained stays in f32, or f64 with f64
+    /// [default: f32].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     dtype: Option<DtypeName>,
-    /// auto or cpu [default: auto].
+    /// What frozen weights are stored in: 16 bits halve their memory and are widened where they are read. auto: as
+    /// --dtype [default: auto].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_dtype: Option<BaseDtypeName>,
+    /// auto (a GPU if this build knows one and it answers), cpu, cuda, cuda:N or metal [default: auto].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
@@ -258,8 +265,9 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     if !args.dry_run {
         refuse_used(&config.out, args.resume)?;
     }
-    let device = open::device(&config.device)?;
-    let model = open::model(&config.model, config.revision.as_deref(), config.dtype.into(), &device)?;
+    let (place, precision) = (device::open(&config.device)?, config.precision());
+    device::check(precision, &place)?;
+    let model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     if !args.dry_run {
@@ -277,7 +285,13 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         note!("{note}");
     }
     // What changes no bit of the result may differ when a run is resumed.
-    let identity = TrainConfig { out: PathBuf::new(), device: String::new(), checkpointing: false, ..config.clone() };
+    let identity = TrainConfig {
+        out: PathBuf::new(),
+        device: device::kind(&place).to_owned(),
+        checkpointing: false,
+        base_dtype: if precision.base == precision.compute { BaseDtypeName::Auto } else { config.base_dtype },
+        ..config.clone()
+    };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
     let files = RunFiles::new(&config.out, &config.model);
     let trainer = Trainer::new(&config, &subject, &data, Some(&files))?;
@@ -288,7 +302,10 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         .set("examples", json!({"train": data.train.len(), "validation": data.validation.len()}))
         .set("trainable", subject.trainable())
         .set("steps", trainer.total_steps())
-        .set("computed_in", format!("{:?} on cpu; 16-bit weights are widened", config.dtype).to_lowercase())
+        .set("device", device::name(&place))
+        .set("dtype", precision.compute.as_str())
+        .set("base_dtype", precision.base.as_str())
+        .set("trained_dtype", precision.trained().as_str())
         .set("status", "running");
     if let Some(peft) = subject.peft() {
         let modules: Vec<_> = peft.plan().modules.iter().map(|m| json!([m.path, m.residual.to_string()])).collect();
@@ -424,9 +441,10 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
             say!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);
         }
     }
-    let width = if DType::from(config.dtype) == DType::F64 { 8 } else { 4 };
-    let weights = architecture.parameter_count() * width;
-    let trained = subject.trainable() as u64 * width;
+    let bytes = |dtype: DType| dtype.size_in_bytes() as u64;
+    let precision = subject.model().precision();
+    let weights = architecture.parameter_count() * bytes(precision.base);
+    let trained = subject.trainable() as u64 * bytes(precision.trained());
     let base = if subject.peft().is_some() { weights } else { 0 };
     let (mut micro_batches, _) = trainer.micro_batches(0);
     let count = micro_batches.len();

@@ -24,7 +24,7 @@ pub enum Activation {
 /// In `f32` the absolute error of `Gelu` and `GeluTanh` is below 4e-7 times the larger of 1 and |x|.
 ///
 /// # Errors
-/// If `x` is not an `f32` or `f64` tensor on the CPU.
+/// If `x` is not of a float type.
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     tape::apply1(activation, &x.contiguous()?, Reads::arguments([true]))
 }

@@ -38,7 +38,7 @@ pub struct AttentionShape {
 /// Sequence `s` holds the tokens `offsets[s]..offsets[s + 1]`; tokens of different sequences do not meet.
 ///
 /// # Errors
-/// If the shapes, element types or offsets do not fit, or the tensors are not on the CPU.
+/// If the shapes, element types or offsets do not fit, or the tensors are on different devices.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offsets: &Arc<[usize]>) -> Result<Tensor> {
     let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 {
@@ -61,9 +61,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offs
     tape::apply3(operation, arguments, Reads { arguments: [true; 3], out: true })
 }
 
-struct Attention {
-    shape: AttentionShape,
-    offsets: Arc<[usize]>,
+pub(super) struct Attention {
+    pub(super) shape: AttentionShape,
+    pub(super) offsets: Arc<[usize]>,
 }
 
 impl Attention {

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::gemm::{Matrix, Threads, gemm, product, scaled_product};
+use super::mixed::{self, widened};
 use super::tape::{self, Reads};
 use super::{parallel, vector};
 
@@ -32,7 +33,7 @@ pub fn mixed_linear(x: &Tensor, weight: &Tensor, residual: &Residual) -> Result<
     if inputs != columns {
         bail!("{NAME}: x has {inputs} features where weight {:?} takes {columns}", weight.dims())
     }
-    same_dtype(NAME, x, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     let source = match &residual.source {
         Some(r) if r.dims() != x.dims() => bail!("{NAME}: the residual is {:?} where x is {:?}", r.dims(), x.dims()),
         Some(r) => {
@@ -74,10 +75,10 @@ pub fn linear_with_branch(
     if inputs != columns || bias.is_some_and(|bias| bias.dims() != [outputs]) {
         bail!("{NAME}: x {:?}, weight {:?} and bias do not fit", x.dims(), weight.dims())
     }
-    same_dtype(NAME, x, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     let bias = match bias {
         Some(bias) => {
-            same_dtype(NAME, x, "bias", bias)?;
+            mixed::float(NAME, "bias", bias)?;
             Some(bias.contiguous()?)
         }
         None => None,
@@ -104,15 +105,15 @@ fn branch(
         bail!("{NAME}: x {:?}, inner {:?} and up {:?} do not fit", x.dims(), inner.dims(), up.dims())
     }
     same_dtype(NAME, x, "inner", inner)?;
-    same_dtype(NAME, x, "up", up)?;
+    mixed::float(NAME, "up", up)?;
     let reads = Reads::arguments([false, up.track_op(), inner.track_op()]);
     let arguments = [&x.contiguous()?, &inner.contiguous()?, &up.contiguous()?];
     tape::apply3(AddBranch { frozen, scale }, arguments, reads)
 }
 
-struct MixedLinear {
-    lambda: f64,
-    source: Option<Tensor>,
+pub(super) struct MixedLinear {
+    pub(super) lambda: f64,
+    pub(super) source: Option<Tensor>,
 }
 
 impl MixedLinear {
@@ -165,7 +166,8 @@ impl MixedLinear {
         let mut gradients = [None, None];
         if x.track_op() {
             let weight = Locked::new(weight);
-            let weight = Matrix::new(weight.values()?, outputs, inputs, inputs);
+            let weight = weight.widened()?;
+            let weight = Matrix::new(&weight, outputs, inputs, inputs);
             gradients[0] = Some(tensor(scaled_product(kept, gradient, weight, Threads::All)?, x)?);
         }
         if weight.track_op() {
@@ -177,7 +179,7 @@ impl MixedLinear {
                     Ok(sum)
                 }
             })?;
-            gradients[1] = Some(tensor(sum, weight)?);
+            gradients[1] = Some(tensor(sum, weight)?.to_dtype(weight.dtype())?);
         }
         Ok(gradients)
     }
@@ -191,7 +193,7 @@ impl CustomOp2 for MixedLinear {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((n, _), shape) = (xl.shape().dims2()?, wl.shape().dims2()?);
         by_dtype!(x.dtype(), self.name(), T => {
-            let out = self.forward::<T>(values(x, xl)?, values(w, wl)?, n, shape)?;
+            let out = self.forward::<T>(values(x, xl)?, &widened(w, wl)?, n, shape)?;
             Ok((T::to_cpu_storage_owned(out), Shape::from((n, shape.0))))
         })
     }
@@ -203,10 +205,10 @@ impl CustomOp2 for MixedLinear {
     }
 }
 
-struct AddBranch {
+pub(super) struct AddBranch {
     /// The weight and bias that `x` goes through first; without, it is added as it is.
-    frozen: Option<(Tensor, Option<Tensor>)>,
-    scale: f64,
+    pub(super) frozen: Option<(Tensor, Option<Tensor>)>,
+    pub(super) scale: f64,
 }
 
 impl AddBranch {
@@ -225,12 +227,13 @@ impl AddBranch {
             Some((weight, bias)) => {
                 let inputs = weight.dim(1)?;
                 let locked = Locked::new(weight);
-                let weight = Matrix::new(locked.values::<T>()?, outputs, inputs, inputs);
+                let weight = locked.widened::<T>()?;
+                let weight = Matrix::new(&weight, outputs, inputs, inputs);
                 let x = Matrix::new(x, n, inputs, inputs);
                 match bias {
                     None => product(x, weight.t(), Threads::All)?,
                     Some(bias) => {
-                        let mut out = Locked::new(bias).values::<T>()?.repeat(n);
+                        let mut out = Locked::new(bias).widened::<T>()?.repeat(n);
                         gemm(&mut out, T::one(), T::one(), x, weight.t(), Threads::All)?;
                         out
                     }
@@ -254,20 +257,23 @@ impl AddBranch {
                 Some((weight, _)) => {
                     let inputs = weight.dim(1)?;
                     let weight = Locked::new(weight);
-                    let weight = Matrix::new(weight.values()?, outputs, inputs, inputs);
+                    let weight = weight.widened()?;
+                    let weight = Matrix::new(&weight, outputs, inputs, inputs);
                     tensor(product(rows, weight, Threads::All)?, x)?
                 }
             });
         }
         if inner.track_op() {
             let up = Locked::new(up);
-            let up = Matrix::new(up.values()?, outputs, width, width);
+            let up = up.widened()?;
+            let up = Matrix::new(&up, outputs, width, width);
             gradients[1] = Some(tensor(scaled_product(scale, rows, up, Threads::All)?, inner)?);
         }
         if up.track_op() {
             let inner = Locked::new(inner);
             let inner = Matrix::new(inner.values()?, n, width, width);
-            gradients[2] = Some(tensor(scaled_product(scale, rows.t(), inner, Threads::All)?, up)?);
+            gradients[2] =
+                Some(tensor(scaled_product(scale, rows.t(), inner, Threads::All)?, up)?.to_dtype(up.dtype())?);
         }
         Ok(gradients)
     }
@@ -289,7 +295,7 @@ impl CustomOp3 for AddBranch {
     ) -> Result<(CpuStorage, Shape)> {
         let ((n, _), shape) = (xl.shape().dims2()?, ul.shape().dims2()?);
         by_dtype!(x.dtype(), self.name(), T => {
-            let out = self.forward::<T>(values(x, xl)?, values(inner, il)?, values(up, ul)?, n, shape)?;
+            let out = self.forward::<T>(values(x, xl)?, values(inner, il)?, &widened(up, ul)?, n, shape)?;
             Ok((T::to_cpu_storage_owned(out), Shape::from((n, shape.0))))
         })
     }

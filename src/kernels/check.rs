@@ -1,5 +1,8 @@
-//! What the tests of the kernels compare with: finite differences, the other element type, other thread counts.
+//! What the tests of the kernels compare with: finite differences, the other element type, other thread counts, and the
+//! composed kernels.
 
+use super::composed::{instead_of_fused, wide};
+use super::{Gradients, record};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 
@@ -65,8 +68,123 @@ fn run(inputs: &[&Tensor], dtype: DType, f: &impl Fn(&[Tensor]) -> Result<Tensor
     all
 }
 
-/// Asserts that the gradient of every input equals the central difference, in `f64`.
+/// The output and the gradients of all inputs by the composed kernels on a tape, computed in `dtype`.
+fn composed(inputs: &[&Tensor], dtype: DType, f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Option<Tensor>> {
+    let (_, tensors) = variables(inputs, dtype);
+    by_tape(&tensors, f)
+}
+
+/// The output and the gradients of the tracked tensors by the composed kernels on a tape.
+fn by_tape(tensors: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Option<Tensor>> {
+    instead_of_fused(|| {
+        let (out, tape) = record(|| f(tensors));
+        let out = out.unwrap();
+        let mut gradients = Gradients::default();
+        let weights = normal(&[out.elem_count()], 99).to_dtype(out.dtype()).unwrap().reshape(out.shape()).unwrap();
+        tape.backward(&out, weights, &mut gradients).unwrap();
+        let found = tensors.iter().map(|tensor| gradients.take(tensor));
+        std::iter::once(Some(out.detach())).chain(found).collect()
+    })
+}
+
+/// Asserts that the composed kernels have the values and gradients of the fused ones, in `f64`.
+fn composed_agrees(inputs: &[&Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let fused = run(inputs, DType::F64, f);
+    for (composed, fused) in composed(inputs, DType::F64, f).iter().zip(&fused) {
+        let composed = composed.as_ref().expect("every variable has a gradient");
+        assert_eq!(composed.dims(), fused.dims());
+        close(composed, &flat(fused), 1e-10);
+    }
+    // Without a tape nothing may be tracked.
+    let (_, tensors) = variables(inputs, DType::F64);
+    let detached: Vec<Tensor> = tensors.iter().map(Tensor::detach).collect();
+    instead_of_fused(|| {
+        close(&f(&detached).unwrap(), &flat(&fused[0]), 1e-10);
+        assert!(f(&tensors).unwrap_err().to_string().contains("by a recorded pass alone"));
+    });
+}
+
+/// Asserts that the composed kernels in bf16 and f16 stay within a few of their roundings of `f32`, relative to the
+/// largest value: 2⁻⁹ and 2⁻¹² are half a unit in the last place.
+fn sixteen_bits_agree(inputs: &[&Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) {
+    for (dtype, unit) in [(DType::BF16, 2f64.powi(-9)), (DType::F16, 2f64.powi(-12))] {
+        let rounded: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+        let rounded: Vec<&Tensor> = rounded.iter().collect();
+        let exact = composed(&rounded, DType::F32, f);
+        for (index, (found, exact)) in composed(&rounded, dtype, f).iter().zip(&exact).enumerate() {
+            let (found, exact) = (found.as_ref().unwrap(), exact.as_ref().unwrap());
+            assert!(found.dtype() == dtype || (index == 0 && found.dtype() == wide(dtype)), "{:?}", found.dtype());
+            let (found, exact) = (flat(found), flat(exact));
+            let largest = exact.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
+            for (found, exact) in found.iter().zip(&exact) {
+                let error = (found - exact).abs() / largest;
+                assert!(error <= 8.0 * unit, "{dtype:?} {index}: {found} where {exact} is due, {} units", error / unit);
+            }
+        }
+    }
+}
+
+/// Asserts that weights of every type are read in the type of `x`, by fused and composed kernels: the same bits as
+/// weights that were converted before, and gradients of the weights' own types.
+pub(super) fn mixed(x: &Tensor, weights: &[&Tensor], f: impl Fn(&Tensor, &[Tensor]) -> Result<Tensor>) {
+    for (compute, stored) in [
+        (DType::F32, DType::BF16),
+        (DType::F32, DType::F16),
+        (DType::F64, DType::BF16),
+        (DType::F64, DType::F32),
+        (DType::BF16, DType::F32),
+    ] {
+        let stored: Vec<Var> =
+            weights.iter().map(|w| Var::from_tensor(&w.to_dtype(stored).unwrap()).unwrap()).collect();
+        let read: Vec<Var> =
+            stored.iter().map(|w| Var::from_tensor(&w.to_dtype(compute).unwrap().detach()).unwrap()).collect();
+        let x = Var::from_tensor(&x.to_dtype(compute).unwrap()).unwrap();
+        let pass = |weights: &[Var]| {
+            let weights: Vec<Tensor> = weights.iter().map(|w| w.as_tensor().clone()).collect();
+            let (out, tape) = record(|| f(&x, &weights));
+            let out = out.unwrap();
+            let mut gradients = Gradients::default();
+            tape.backward(&out, normal(out.dims(), 99).to_dtype(out.dtype()).unwrap(), &mut gradients).unwrap();
+            let of_weights: Vec<Tensor> = weights.iter().map(|w| gradients.take(w).unwrap()).collect();
+            (out, gradients.take(&x), of_weights)
+        };
+        let (both, dx, dw) = pass(&stored);
+        let (one, dx_of_one, dw_of_one) = pass(&read);
+        assert_eq!((both.dtype(), flat(&both)), (compute, flat(&one)));
+        assert_eq!(dx.as_ref().map(flat), dx_of_one.as_ref().map(flat));
+        for ((found, want), weight) in dw.iter().zip(&dw_of_one).zip(&stored) {
+            assert_eq!(found.dtype(), weight.dtype());
+            assert_eq!(flat(found), flat(&want.to_dtype(weight.dtype()).unwrap()));
+        }
+        instead_of_fused(|| {
+            let (composed, _, composed_dw) = pass(&stored);
+            let tolerance = if compute == DType::BF16 { 0.0 } else { 1e-5 };
+            close(&composed, &flat(&both), tolerance);
+            for (found, want) in composed_dw.iter().zip(&dw) {
+                assert_eq!(found.dtype(), want.dtype());
+                // Where sums differ in their last digits, 16-bit gradients may round to the other side.
+                let unit = match want.dtype() {
+                    DType::BF16 => 2f64.powi(-8),
+                    DType::F16 => 2f64.powi(-11),
+                    _ => 1e-5,
+                };
+                close(found, &flat(want), unit);
+            }
+        });
+    }
+}
+
+/// Asserts that the gradient of every input equals the central difference, in `f64`, and that the composed kernels
+/// agree with the fused ones.
 pub(super) fn gradients(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    fused_gradients(inputs, &f);
+    composed_agrees(inputs, &f);
+    sixteen_bits_agree(inputs, &f);
+}
+
+/// Asserts that the gradient of every input equals the central difference, in `f64`; `f` may do to its arguments what
+/// no tape records.
+pub(super) fn fused_gradients(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     const STEP: f64 = 1e-5;
     let analytic = run(inputs, DType::F64, &f);
     for (index, input) in inputs.iter().enumerate() {
@@ -91,10 +209,15 @@ pub(super) fn gradients(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tens
 pub(super) fn f32_agrees(inputs: &[&Tensor], tolerance: f64, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let rounded: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect();
     let inputs: Vec<&Tensor> = rounded.iter().collect();
-    for (single, double) in run(&inputs, DType::F32, &f).iter().zip(run(&inputs, DType::F64, &f)) {
+    let double = run(&inputs, DType::F64, &f);
+    for (single, double) in run(&inputs, DType::F32, &f).iter().zip(&double) {
         assert_eq!(single.dtype(), DType::F32);
-        close(single, &flat(&double), tolerance);
+        close(single, &flat(double), tolerance);
     }
+    for (single, double) in composed(&inputs, DType::F32, &f).iter().zip(&double) {
+        close(single.as_ref().expect("every variable has a gradient"), &flat(double), tolerance);
+    }
+    composed_agrees(&inputs, &f);
 }
 
 /// Asserts that the argument which is no variable has no gradient and that the others' are what they were.
@@ -108,6 +231,12 @@ pub(super) fn untracked(inputs: &[&Tensor], which: Untracked, f: impl Fn(&[Tenso
     assert!(grads.get(&frozen).is_none() && grads.get(&vars[which.0]).is_none());
     for (index, var) in vars.iter().enumerate().filter(|(index, _)| *index != which.0) {
         assert_eq!(flat(grads.get(var).unwrap()), flat(&all[index + 1]));
+    }
+    for (index, gradient) in by_tape(&tensors, &f).iter().skip(1).enumerate() {
+        match gradient {
+            Some(gradient) => close(gradient, &flat(&all[index + 1]), 1e-10),
+            None => assert_eq!(index, which.0),
+        }
     }
 }
 

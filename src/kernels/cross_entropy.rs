@@ -3,10 +3,11 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::gemm::{Matrix, Threads, gemm};
+use super::mixed::{self, widened};
 use super::tape::{self, Reads};
-use super::{parallel, vector};
+use super::{composed, parallel, vector};
 
 const NAME: &str = "linear_cross_entropy";
 /// Logits in memory at a time, unless [`CHUNK_ROWS`] rows have more.
@@ -18,7 +19,7 @@ const CHUNK_ROWS: usize = 64;
 /// `logits = hidden · weightᵀ`.
 ///
 /// `hidden` is `[n, d]`, `weight` `[vocabulary, d]`. Rows of weight zero are not computed at all. The sum is taken in
-/// `f64`; the result has the element type of `hidden`.
+/// `f64`; the result has the [`wide`](super::wide) type of `hidden`.
 ///
 /// # Errors
 /// If the shapes, element types or lengths do not fit, a target is outside the vocabulary, or the tensors are not on
@@ -49,14 +50,19 @@ pub(crate) fn cross_entropy_gradients(
     let rows = rows(hidden, weight, targets, token_weights)?;
     let wanted = [hidden.track_op(), weight.track_op()];
     let (h, w) = (hidden.contiguous()?, weight.contiguous()?);
+    if !composed::is_fused(hidden) {
+        return composed::cross_entropy_gradients(&h.detach(), &w.detach(), &rows, factor, wanted);
+    }
     let locked = (Locked::new(&h), Locked::new(&w));
     by_dtype!(hidden.dtype(), NAME, T => {
-        let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+        let read = locked.1.widened::<T>()?;
+        let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
         // As a tensor of one factor would hold it.
         let factor = T::from_f64(factor).to_f64();
         let (loss, [d_hidden, d_weight]) = head.gradients(&rows, factor, wanted)?;
         let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
-        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, wrap(d_weight, weight)?]))
+        let d_weight = mixed::in_type_of(wrap(d_weight, weight)?, weight)?;
+        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, d_weight]))
     })
 }
 
@@ -88,9 +94,13 @@ pub fn token_losses_and_hits(hidden: &Tensor, weight: &Tensor, targets: &[u32]) 
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
     let row = |(row, &target): (usize, &u32)| Row { row, target: target as usize, weight: 1.0 };
     let rows: Vec<Row> = targets.iter().enumerate().map(row).collect();
+    if !composed::is_fused(&hidden) {
+        return Ok(composed::losses_and_hits(&hidden.detach(), &weight.detach(), &rows)?.into_iter().unzip());
+    }
     let locked = (Locked::new(&hidden), Locked::new(&weight));
     let scores = by_dtype!(hidden.dtype(), NAME, T => {
-        Head::<T>::new(locked.0.values()?, locked.1.values()?, weight.dims2()?).score(&rows)?
+        let read = locked.1.widened::<T>()?;
+        Head::<T>::new(locked.0.values()?, &read, weight.dims2()?).score(&rows)?
     });
     Ok(scores.into_iter().map(|score| (score.loss, score.hit)).unzip())
 }
@@ -102,7 +112,7 @@ fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
     if width != columns {
         bail!("linear_cross_entropy: hidden {:?} does not fit weight {:?}", hidden.dims(), weight.dims())
     }
-    same_dtype(NAME, hidden, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     if targets.len() != n {
         bail!("linear_cross_entropy: {} targets for {n} rows", targets.len())
     }
@@ -114,10 +124,10 @@ fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
 
 /// A row that counts.
 #[derive(Clone, Copy)]
-struct Row {
-    row: usize,
-    target: usize,
-    weight: f32,
+pub(super) struct Row {
+    pub(super) row: usize,
+    pub(super) target: usize,
+    pub(super) weight: f32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -243,9 +253,9 @@ impl<'a, T: Element> Head<'a, T> {
     }
 }
 
-struct CrossEntropy {
+pub(super) struct CrossEntropy {
     /// In ascending order.
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
 }
 
 impl CustomOp2 for CrossEntropy {
@@ -255,7 +265,8 @@ impl CustomOp2 for CrossEntropy {
 
     fn cpu_fwd(&self, h: &CpuStorage, hl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(h.dtype(), NAME, T => {
-            let head = Head::<T>::new(values(h, hl)?, values(w, wl)?, wl.shape().dims2()?);
+            let read = widened::<T>(w, wl)?;
+            let head = Head::<T>::new(values(h, hl)?, &read, wl.shape().dims2()?);
             let scores = head.score(&self.rows)?;
             let sum: f64 = scores.iter().zip(&self.rows).map(|(score, row)| score.loss * f64::from(row.weight)).sum();
             Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum)]), Shape::from(())))
@@ -267,10 +278,11 @@ impl CustomOp2 for CrossEntropy {
         let locked = (Locked::new(h), Locked::new(w), Locked::new(gradient));
         by_dtype!(h.dtype(), NAME, T => {
             let factor = locked.2.values::<T>()?.first().copied().unwrap_or_default().to_f64();
-            let head = Head::<T>::new(locked.0.values()?, locked.1.values()?, w.dims2()?);
+            let read = locked.1.widened::<T>()?;
+            let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
             let (_, [d_hidden, d_weight]) = head.gradients(&self.rows, factor, wanted)?;
             let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
-            Ok((wrap(d_hidden, h)?, wrap(d_weight, w)?))
+            Ok((wrap(d_hidden, h)?, mixed::in_type_of(wrap(d_weight, w)?, w)?))
         })
     }
 }
@@ -279,7 +291,39 @@ impl CustomOp2 for CrossEntropy {
 mod tests {
     use super::super::check::{self, Untracked};
     use super::*;
-    use candle_core::{DType, Device};
+    use crate::kernels::instead_of_fused;
+    use candle_core::{DType, Device, Var};
+
+    #[test]
+    fn a_head_of_another_type_is_read_in_the_type_of_the_states() {
+        let (h, w, targets, weights) = case(8, 3, 5);
+        for (compute, stored) in [(DType::F32, DType::BF16), (DType::F64, DType::F32), (DType::BF16, DType::F32)] {
+            let h = Var::from_tensor(&h.to_dtype(compute).unwrap()).unwrap();
+            let w = Var::from_tensor(&w.to_dtype(stored).unwrap()).unwrap();
+            let read = Var::from_tensor(&w.to_dtype(compute).unwrap().detach()).unwrap();
+            let gradients = |w: &Tensor| cross_entropy_gradients(&h, w, &targets, &weights, 0.5).unwrap();
+            let ((loss, [dh, dw]), (want, [dh_of_read, dw_of_read])) = (gradients(&w), gradients(&read));
+            assert_eq!(loss, want);
+            let (dw, dw_of_read) = (dw.unwrap(), dw_of_read.unwrap());
+            assert_eq!((dw.dtype(), check::flat(&dh.unwrap())), (stored, check::flat(&dh_of_read.unwrap())));
+            // Chunks are summed wide, so that a gradient of a wider type may have more digits.
+            check::close(&dw.to_dtype(compute).unwrap(), &check::flat(&dw_of_read.to_dtype(stored).unwrap()), 4e-3);
+            let losses = |w: &Tensor| token_losses_and_hits(&h, w, &targets).unwrap();
+            assert_eq!(losses(&w), losses(&read));
+        }
+    }
+
+    #[test]
+    fn gradients_with_the_loss_are_those_of_the_loss() {
+        let (h, w, targets, weights) = case(8, 3, 5);
+        let (h, w) = (Var::from_tensor(&h).unwrap(), Var::from_tensor(&w).unwrap());
+        let gradients = || cross_entropy_gradients(&h, &w, &targets, &weights, 0.5).unwrap();
+        let ((loss, fused), (composed_loss, composed)) = (gradients(), instead_of_fused(gradients));
+        assert!((loss - composed_loss).abs() < 1e-12);
+        for (fused, composed) in fused.iter().zip(&composed) {
+            check::close(composed.as_ref().unwrap(), &check::flat(fused.as_ref().unwrap()), 1e-12);
+        }
+    }
 
     fn naive(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Vec<f64> {
         let logits = hidden.matmul(&weight.t().unwrap()).unwrap().to_vec2::<f64>().unwrap();
@@ -306,8 +350,10 @@ mod tests {
             check::f32_agrees(&[&h, &w], 1e-5, f);
             check::untracked(&[&h, &w], Untracked(0), f);
             check::untracked(&[&h, &w], Untracked(1), f);
-            for (got, want) in token_losses(&h, &w, &targets).unwrap().iter().zip(&losses) {
-                assert!((got - want).abs() < 1e-12 * want.max(1.0));
+            for found in [token_losses(&h, &w, &targets), instead_of_fused(|| token_losses(&h, &w, &targets))] {
+                for (got, want) in found.unwrap().iter().zip(&losses) {
+                    assert!((got - want).abs() < 1e-12 * want.max(1.0));
+                }
             }
         }
     }
@@ -328,14 +374,20 @@ mod tests {
         let (h, w, targets, weights) = case(6, 3, 5);
         let mut rows = h.to_vec2::<f64>().unwrap();
         rows[1] = vec![f64::NAN; 3];
-        let h = candle_core::Var::new(rows, &Device::Cpu).unwrap();
+        let h = Var::new(rows, &Device::Cpu).unwrap();
         let loss = linear_cross_entropy(&h, &w, &targets, &weights).unwrap();
         assert!(loss.to_scalar::<f64>().unwrap().is_finite());
         let gradient = loss.backward().unwrap().get(&h).unwrap().to_vec2::<f64>().unwrap();
         assert_eq!((&gradient[1], &gradient[4]), (&vec![0.0; 3], &vec![0.0; 3]));
+        let composed = || cross_entropy_gradients(&h, &w, &targets, &weights, 1.0).unwrap();
+        let (_, [composed, _]) = instead_of_fused(composed);
+        check::close(&composed.unwrap(), &gradient.concat(), 1e-12);
         let none = linear_cross_entropy(&h, &w, &targets, &[0.0; 6]).unwrap();
         assert_eq!(none.to_scalar::<f64>().unwrap(), 0.0);
         assert_eq!(check::flat(none.backward().unwrap().get(&h).unwrap()), vec![0.0; 18]);
+        let (none, [d_hidden, _]) =
+            instead_of_fused(|| cross_entropy_gradients(&h, &w, &targets, &[0.0; 6], 1.0).unwrap());
+        assert_eq!((none, check::flat(&d_hidden.unwrap())), (0.0, vec![0.0; 18]));
     }
 
     #[test]
@@ -344,12 +396,16 @@ mod tests {
         let weight = Tensor::new(&[[1.0_f32], [3.0], [3.0], [0.0]], &Device::Cpu).unwrap();
         let (losses, hits) = token_losses_and_hits(&hidden, &weight, &[1, 2, 0, 3]).unwrap();
         assert_eq!(hits, [true, false, false, true]);
+        let composed = instead_of_fused(|| token_losses_and_hits(&hidden, &weight, &[1, 2, 0, 3]).unwrap());
+        assert_eq!(composed.1, hits);
         let total = (1f64.exp() + 2.0 * 3f64.exp() + 1.0).ln();
         for (got, want) in losses.iter().zip([total - 3.0, total - 3.0, total - 1.0]) {
             assert!((got - want).abs() < 1e-6);
         }
         let first = Tensor::new(&[[9.0_f32], [1.0]], &Device::Cpu).unwrap();
-        assert_eq!(token_losses_and_hits(&hidden, &first, &[0, 1, 0, 1]).unwrap().1, [true, false, true, true]);
+        let hits = || token_losses_and_hits(&hidden, &first, &[0, 1, 0, 1]).unwrap().1;
+        assert_eq!(hits(), [true, false, true, true]);
+        assert_eq!(instead_of_fused(hits), [true, false, true, true]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ const NAME: &str = "dropout";
 /// returns `x` itself.
 ///
 /// # Errors
-/// If `p` is not in `[0, 1)`, or `x` is not an `f32` or `f64` tensor on the CPU.
+/// If `p` is not in `[0, 1)`, or `x` is not of a float type.
 pub fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     if !(0.0..1.0).contains(&p) {
         bail!("dropout: probability {p} must be at least 0 and below 1")
@@ -27,15 +27,19 @@ pub fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     tape::apply1(Dropout { p, key }, &x.contiguous()?, Reads::arguments([false]))
 }
 
-struct Dropout {
-    p: f64,
-    key: u64,
+pub(super) struct Dropout {
+    pub(super) p: f64,
+    pub(super) key: u64,
 }
 
 impl Dropout {
+    /// What a draw is compared with: 53 random bits, as many as an f64 between 0 and 1 holds.
+    pub(super) fn threshold(&self) -> u64 {
+        (self.p * (1_u64 << 53) as f64) as u64
+    }
+
     fn mask<T: Element>(&self, x: &[T]) -> Vec<T> {
-        // 53 random bits are compared, as many as an f64 between 0 and 1 holds.
-        let threshold = (self.p * (1_u64 << 53) as f64) as u64;
+        let threshold = self.threshold();
         let factor = T::from_f64(1.0 / (1.0 - self.p));
         parallel::pieces(x.len(), |at, out| {
             vector::dropout(parallel::from(x, at), self.key, at as u64, threshold, factor, out);
@@ -91,7 +95,7 @@ mod tests {
     fn the_backward_pass_has_the_same_mask() {
         let x = check::normal(&[9, 7], 1);
         check::gradients(&[&x], |t| dropout(&t[0], 0.4, 5));
-        check::gradients(&[&x], |t| dropout(&check::strided(&t[0]), 0.4, 5));
+        check::fused_gradients(&[&x], |t| dropout(&check::strided(&t[0]), 0.4, 5));
         check::f32_agrees(&[&x], 1e-6, |t| dropout(&t[0], 0.4, 5));
         check::threads_agree(&[&check::normal(&[300, 100], 1)], |t| dropout(&t[0], 0.4, 5));
     }

@@ -1,8 +1,10 @@
 //! The two element types of the kernels, `f32` and `f64`, and how they are read from candle's tensors.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
-use super::vector;
+use super::{mixed, vector};
 
 /// A float that the kernels compute in.
 ///
@@ -107,6 +109,14 @@ impl<'a> Locked<'a> {
     pub(super) fn values<T: Element>(&self) -> Result<&[T]> {
         match &*self.storage {
             Storage::Cpu(storage) => values(storage, self.layout),
+            _ => bail!("a kernel was given a tensor that is not on the CPU"),
+        }
+    }
+
+    /// The values of a contiguous tensor on the CPU as `T`, whatever float type it has.
+    pub(super) fn widened<T: Element>(&self) -> Result<Cow<'_, [T]>> {
+        match &*self.storage {
+            Storage::Cpu(storage) => mixed::widened(storage, self.layout),
             _ => bail!("a kernel was given a tensor that is not on the CPU"),
         }
     }

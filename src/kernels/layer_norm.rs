@@ -3,9 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::tape::{self, Reads};
-use super::{parallel, vector};
+use super::{mixed, parallel, vector};
 
 const NAME: &str = "layer_norm";
 
@@ -13,21 +13,21 @@ const NAME: &str = "layer_norm";
 /// and `bias` are `[d]`.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let (_, width) = matrix_dims(NAME, "x", x)?;
     for (argument, tensor) in [("weight", weight), ("bias", bias)] {
         if tensor.dims() != [width] {
             bail!("layer_norm: {argument} {:?} does not fit x {:?}", tensor.dims(), x.dims())
         }
-        same_dtype(NAME, x, argument, tensor)?;
+        mixed::float(NAME, argument, tensor)?;
     }
     let arguments = [&x.contiguous()?, &weight.contiguous()?, &bias.contiguous()?];
     tape::apply3(LayerNorm { eps }, arguments, Reads::arguments([true, true, false]))
 }
 
-struct LayerNorm {
-    eps: f64,
+pub(super) struct LayerNorm {
+    pub(super) eps: f64,
 }
 
 impl LayerNorm {
@@ -50,7 +50,8 @@ impl LayerNorm {
     fn backward<T: Element>(&self, [x, w, b]: [&Tensor; 3], g: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let (n, width) = x.dims2()?;
         let locked = (Locked::new(x), Locked::new(w), Locked::new(g));
-        let (xs, weight, gradient) = (locked.0.values::<T>()?, locked.1.values::<T>()?, locked.2.values::<T>()?);
+        let (xs, gradient) = (locked.0.values::<T>()?, locked.2.values::<T>()?);
+        let weight = &*locked.1.widened::<T>()?;
         let mut gradients = [None, None, None];
         if x.track_op() {
             let out = parallel::rows(n, width, |index, out| {
@@ -72,14 +73,14 @@ impl LayerNorm {
                     vector::add_normed_products(sums, row, (mean, inverse), gradient);
                 }
             });
-            gradients[1] = Some(tensor(out, w)?);
+            gradients[1] = mixed::in_type_of(Some(tensor(out, w)?), w)?;
         }
         if b.track_op() {
             let mut out = vec![T::zero(); width];
             parallel::sum_columns(&mut out, n, |index, first, sums| {
                 vector::add(sums, parallel::from(gradient, index * width + first));
             });
-            gradients[2] = Some(tensor(out, b)?);
+            gradients[2] = mixed::in_type_of(Some(tensor(out, b)?), b)?;
         }
         Ok(gradients)
     }
@@ -100,7 +101,7 @@ impl CustomOp3 for LayerNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), NAME, T => {
-            let out = self.forward::<T>(values(x, xl)?, values(w, wl)?, values(b, bl)?);
+            let out = self.forward::<T>(values(x, xl)?, &mixed::widened(w, wl)?, &mixed::widened(b, bl)?);
             Ok((T::to_cpu_storage_owned(out), xl.shape().clone()))
         })
     }
@@ -150,9 +151,17 @@ mod tests {
             let strided = layer_norm(&check::strided(&x), &check::offset(&w), &check::offset(&b), EPS);
             check::close(&strided.unwrap(), &want, 1e-12);
             check::gradients(&[&x, &w, &b], |t| layer_norm(&t[0], &t[1], &t[2], EPS));
-            check::gradients(&[&x, &w, &b], |t| layer_norm(&check::strided(&t[0]), &t[1], &check::offset(&t[2]), EPS));
+            check::fused_gradients(&[&x, &w, &b], |t| {
+                layer_norm(&check::strided(&t[0]), &t[1], &check::offset(&t[2]), EPS)
+            });
             check::f32_agrees(&[&x, &w, &b], 2e-5, |t| layer_norm(&t[0], &t[1], &t[2], EPS));
         }
+    }
+
+    #[test]
+    fn weights_of_another_type_are_read_in_that_of_x() {
+        let [x, w, b] = arguments(9, 40);
+        check::mixed(&x, &[&w, &b], |x, w| layer_norm(x, &w[0], &w[1], EPS));
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::gemm::{Matrix, Threads, gemm, product};
+use super::mixed::{self, widened};
 use super::tape::{self, Reads};
 use super::{parallel, vector};
 
@@ -15,14 +16,14 @@ const NAME: &str = "linear";
 /// An argument that is not tracked costs nothing in the backward pass.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (_, inputs) = matrix_dims(NAME, "x", x)?;
     let (outputs, columns) = matrix_dims(NAME, "weight", weight)?;
     if inputs != columns {
         bail!("linear: x has {inputs} features where weight {:?} takes {columns}", weight.dims())
     }
-    same_dtype(NAME, x, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (reads_x, reads_weight) = (weight.track_op(), x.track_op());
     let Some(bias) = bias else {
@@ -31,11 +32,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if bias.dims() != [outputs] {
         bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
     }
-    same_dtype(NAME, &x, "bias", bias)?;
+    mixed::float(NAME, "bias", bias)?;
     tape::apply3(Linear, [&x, &weight, &bias.contiguous()?], Reads::arguments([reads_x, reads_weight, false]))
 }
 
-struct Linear;
+pub(super) struct Linear;
 
 fn forward<T: Element>(x: &[T], weight: &[T], bias: Option<&[T]>, n: usize, shape: (usize, usize)) -> Result<Vec<T>> {
     let (outputs, inputs) = shape;
@@ -55,13 +56,14 @@ fn backward<T: Element>(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> Resul
     let mut gradients = (None, None);
     if x.track_op() {
         let weight = Locked::new(weight);
-        let weight = Matrix::new(weight.values()?, outputs, inputs, inputs);
+        let weight = weight.widened()?;
+        let weight = Matrix::new(&weight, outputs, inputs, inputs);
         gradients.0 = Some(tensor(product(rows, weight, Threads::All)?, x)?);
     }
     if weight.track_op() {
         let x = Locked::new(x);
         let x = Matrix::new(x.values()?, n, inputs, inputs);
-        gradients.1 = Some(tensor(product(rows.t(), x, Threads::All)?, weight)?);
+        gradients.1 = Some(tensor(product(rows.t(), x, Threads::All)?, weight)?.to_dtype(weight.dtype())?);
     }
     Ok(gradients)
 }
@@ -80,7 +82,7 @@ fn backward_bias<T: Element>(bias: &Tensor, gradient: &Tensor) -> Result<Option<
             vector::add(sums, row);
         }
     });
-    tensor(out, bias).map(Some)
+    mixed::in_type_of(Some(tensor(out, bias)?), bias)
 }
 
 impl CustomOp2 for Linear {
@@ -91,7 +93,7 @@ impl CustomOp2 for Linear {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((n, _), shape) = (xl.shape().dims2()?, wl.shape().dims2()?);
         by_dtype!(x.dtype(), NAME, T => {
-            let out = forward::<T>(values(x, xl)?, values(w, wl)?, None, n, shape)?;
+            let out = forward::<T>(values(x, xl)?, &widened(w, wl)?, None, n, shape)?;
             Ok((T::to_cpu_storage_owned(out), Shape::from((n, shape.0))))
         })
     }
@@ -118,7 +120,7 @@ impl CustomOp3 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let ((n, _), shape) = (xl.shape().dims2()?, wl.shape().dims2()?);
         by_dtype!(x.dtype(), NAME, T => {
-            let out = forward::<T>(values(x, xl)?, values(w, wl)?, Some(values(b, bl)?), n, shape)?;
+            let out = forward::<T>(values(x, xl)?, &widened(w, wl)?, Some(&widened(b, bl)?), n, shape)?;
             Ok((T::to_cpu_storage_owned(out), Shape::from((n, shape.0))))
         })
     }
@@ -171,7 +173,7 @@ mod tests {
         let want = naive(&x, &w, None);
         check::close(&linear(&check::strided(&x), &check::offset(&w), None).unwrap(), &want, 1e-12);
         check::close(&linear(&check::offset(&x), &check::strided(&w), None).unwrap(), &want, 1e-12);
-        check::gradients(&[&x, &w], |t| linear(&check::strided(&t[0]), &check::offset(&t[1]), None));
+        check::fused_gradients(&[&x, &w], |t| linear(&check::strided(&t[0]), &check::offset(&t[1]), None));
     }
 
     #[test]
@@ -201,13 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_of_another_type_is_read_in_that_of_x() {
+        let (x, w, b) = (check::normal(&[7, 5], 1), check::normal(&[9, 5], 2), check::normal(&[9], 3));
+        check::mixed(&x, &[&w], |x, w| linear(x, &w[0], None));
+        check::mixed(&x, &[&w, &b], |x, w| linear(x, &w[0], Some(&w[1])));
+    }
+
+    #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let (x, w) = (check::normal(&[6, 5], 1), check::normal(&[4, 6], 2));
         let message = linear(&x, &w, None).unwrap_err().to_string();
         assert!(message.starts_with("linear: x has 5 features where weight [4, 6] takes 6"), "{message}");
         let w = check::normal(&[4, 5], 2);
         assert!(linear(&x, &w, Some(&check::normal(&[5], 3))).is_err());
-        assert!(linear(&x, &w.to_dtype(candle_core::DType::F32).unwrap(), None).is_err());
+        assert!(linear(&x, &w.to_dtype(candle_core::DType::U32).unwrap(), None).is_err());
         assert!(linear(&x.reshape((6, 5, 1)).unwrap(), &w, None).is_err());
     }
 }

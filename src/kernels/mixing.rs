@@ -13,7 +13,7 @@ use super::{parallel, vector};
 /// of the result.
 ///
 /// # Errors
-/// If shapes or element types differ, or the tensors are not on the CPU.
+/// If shapes or element types differ, or the tensors are on different devices.
 pub fn residual_mix(x: &Tensor, r: &Tensor, lambda: f64) -> Result<Tensor> {
     fit("residual_mix", x, r)?;
     // Held by the operation and not an argument of it: candle fails on an argument with a history and no gradient.
@@ -24,7 +24,7 @@ pub fn residual_mix(x: &Tensor, r: &Tensor, lambda: f64) -> Result<Tensor> {
 /// `s · x`.
 ///
 /// # Errors
-/// If `x` is not an `f32` or `f64` tensor on the CPU.
+/// If `x` is not of a float type.
 pub fn scale(x: &Tensor, s: f64) -> Result<Tensor> {
     tape::apply1(Scale { s }, &x.contiguous()?, Reads::arguments([false]))
 }
@@ -32,7 +32,7 @@ pub fn scale(x: &Tensor, s: f64) -> Result<Tensor> {
 /// `a + s · b`, with gradients to both; `a` and `b` have the same shape.
 ///
 /// # Errors
-/// If shapes or element types differ, or the tensors are not on the CPU.
+/// If shapes or element types differ, or the tensors are on different devices.
 pub fn scaled_add(a: &Tensor, b: &Tensor, s: f64) -> Result<Tensor> {
     fit("scaled_add", a, b)?;
     tape::apply2(ScaledAdd { s }, [&a.contiguous()?, &b.contiguous()?], Reads::arguments([false; 2]))
@@ -61,8 +61,8 @@ fn scaled(op: &str, argument: &Tensor, gradient: &Tensor, factor: f64) -> Result
     by_dtype!(argument.dtype(), op, T => tensor(multiply::<T>(locked.values()?, factor), argument))
 }
 
-struct Scale {
-    s: f64,
+pub(super) struct Scale {
+    pub(super) s: f64,
 }
 
 impl CustomOp1 for Scale {
@@ -81,9 +81,9 @@ impl CustomOp1 for Scale {
     }
 }
 
-struct ResidualMix {
-    r: Tensor,
-    lambda: f64,
+pub(super) struct ResidualMix {
+    pub(super) r: Tensor,
+    pub(super) lambda: f64,
 }
 
 impl CustomOp1 for ResidualMix {
@@ -104,8 +104,8 @@ impl CustomOp1 for ResidualMix {
     }
 }
 
-struct ScaledAdd {
-    s: f64,
+pub(super) struct ScaledAdd {
+    pub(super) s: f64,
 }
 
 impl CustomOp2 for ScaledAdd {

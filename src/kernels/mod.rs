@@ -1,13 +1,17 @@
 //! Differentiable operations on packed token sequences, with hand-written backward passes.
 //!
-//! A batch is a matrix `[tokens, width]` of all sequences one after another. Every operation takes `f32` and `f64`
-//! tensors on the CPU, computes gradients for tracked arguments only, and returns the same bits whatever the number
-//! of threads. Backward passes recompute what is cheaper to compute than to keep.
+//! A batch is a matrix `[tokens, width]` of all sequences one after another. Every operation computes gradients for
+//! tracked arguments only; backward passes recompute what is cheaper to compute than to keep. `f32` and `f64` tensors
+//! on the CPU go through fused loops, which return the same bits whatever the number of threads; other types and
+//! devices through tensor operations (`composed`), whose gradients come from a recorded pass alone
+//! ([`Transformer::loss_gradients`](crate::model::Transformer::loss_gradients)). Weights may be of another float type
+//! than what they are applied to: they are read in its type, and their gradients have their own.
 
 mod activation;
 mod attention;
 mod attention_task;
 mod branch;
+mod composed;
 mod cross_entropy;
 mod dropout;
 mod element;
@@ -15,6 +19,7 @@ mod embedding;
 mod gemm;
 mod layer_norm;
 mod linear;
+mod mixed;
 mod mixing;
 mod parallel;
 mod rms_norm;
@@ -30,6 +35,9 @@ mod check;
 pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
 pub use branch::{Residual, add_branch, linear_with_branch, mixed_linear};
+#[cfg(test)]
+pub(crate) use composed::instead_of_fused;
+pub use composed::wide;
 pub(crate) use cross_entropy::cross_entropy_gradients;
 pub use cross_entropy::{linear_cross_entropy, token_losses, token_losses_and_hits};
 pub use dropout::dropout;

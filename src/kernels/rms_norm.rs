@@ -3,27 +3,27 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::tape::{self, Reads};
-use super::{parallel, vector};
+use super::{mixed, parallel, vector};
 
 const NAME: &str = "rms_norm";
 
 /// `x / sqrt(mean(x²) + eps) · weight` for every row of `x`, which is `[n, d]`; `weight` is `[d]`.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (_, width) = matrix_dims(NAME, "x", x)?;
     if weight.dims() != [width] {
         bail!("rms_norm: weight {:?} does not fit x {:?}", weight.dims(), x.dims())
     }
-    same_dtype(NAME, x, "weight", weight)?;
+    mixed::float(NAME, "weight", weight)?;
     tape::apply2(RmsNorm { eps }, [&x.contiguous()?, &weight.contiguous()?], Reads::arguments([true; 2]))
 }
 
-struct RmsNorm {
-    eps: f64,
+pub(super) struct RmsNorm {
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {
@@ -44,7 +44,8 @@ impl RmsNorm {
     fn backward<T: Element>(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, width) = x.dims2()?;
         let locked = (Locked::new(x), Locked::new(w), Locked::new(g));
-        let (xs, weight, gradient) = (locked.0.values::<T>()?, locked.1.values::<T>()?, locked.2.values::<T>()?);
+        let (xs, gradient) = (locked.0.values::<T>()?, locked.2.values::<T>()?);
+        let weight = &*locked.1.widened::<T>()?;
         let mut gradients = (None, None);
         if x.track_op() {
             let out = parallel::rows(n, width, |index, out| {
@@ -61,7 +62,7 @@ impl RmsNorm {
                 let (row, gradient) = (xs.get(at..).unwrap_or_default(), gradient.get(at..).unwrap_or_default());
                 vector::add_products(sums, row, gradient, inverses.get(index).copied().unwrap_or_default());
             });
-            gradients.1 = Some(tensor(out, w)?);
+            gradients.1 = mixed::in_type_of(Some(tensor(out, w)?), w)?;
         }
         Ok(gradients)
     }
@@ -74,7 +75,7 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), NAME, T => {
-            let out = self.forward::<T>(values(x, xl)?, values(w, wl)?);
+            let out = self.forward::<T>(values(x, xl)?, &mixed::widened(w, wl)?);
             Ok((T::to_cpu_storage_owned(out), xl.shape().clone()))
         })
     }
@@ -107,9 +108,15 @@ mod tests {
             check::close(&rms_norm(&x, &w, EPS).unwrap(), &naive(&x, &w), 1e-12);
             check::close(&rms_norm(&check::strided(&x), &check::offset(&w), EPS).unwrap(), &naive(&x, &w), 1e-12);
             check::gradients(&[&x, &w], |t| rms_norm(&t[0], &t[1], EPS));
-            check::gradients(&[&x, &w], |t| rms_norm(&check::strided(&t[0]), &check::offset(&t[1]), EPS));
+            check::fused_gradients(&[&x, &w], |t| rms_norm(&check::strided(&t[0]), &check::offset(&t[1]), EPS));
             check::f32_agrees(&[&x, &w], 1e-5, |t| rms_norm(&t[0], &t[1], EPS));
         }
+    }
+
+    #[test]
+    fn a_weight_of_another_type_is_read_in_that_of_x() {
+        let (x, w) = (check::normal(&[9, 40], 1), check::normal(&[40], 2));
+        check::mixed(&x, &[&w], |x, w| rms_norm(x, &w[0], EPS));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::tape::{self, Reads};
 use super::{parallel, vector};
 
@@ -13,11 +13,12 @@ const NAME: &str = "rope";
 
 /// Rotates every head of every token by the angles of the token's position.
 ///
-/// `x` is `[n, heads · head_dim]`; `cos` and `sin` are `[max_positions, head_dim / 2]` and get no gradient; row `i` of
+/// `x` is `[n, heads · head_dim]`; `cos` and `sin` are `[max_positions, head_dim / 2]`, in [`wide`](super::wide) types
+/// of `x`, and get no gradient; row `i` of
 /// `x` stands at `positions[i]`. Element `i` of a head is paired with element `i + head_dim / 2` ("rotate half").
 ///
 /// # Errors
-/// If the shapes or element types do not fit, a position has no row in the tables, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, a position has no row in the tables, or the tensors are on different devices.
 pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Arc<[u32]>) -> Result<Tensor> {
     let (n, width) = matrix_dims(NAME, "x", x)?;
     let (rows, half) = matrix_dims(NAME, "cos", cos)?;
@@ -27,8 +28,12 @@ pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Ar
     if sin.dims() != cos.dims() {
         bail!("rope: sin {:?} where cos is {:?}", sin.dims(), cos.dims())
     }
-    same_dtype(NAME, x, "cos", cos)?;
-    same_dtype(NAME, x, "sin", sin)?;
+    for (argument, table) in [("cos", cos), ("sin", sin)] {
+        let needed = super::wide(x.dtype());
+        if table.dtype() != needed {
+            bail!("rope: {argument} is {:?} where x is {:?}; it must be {needed:?}", table.dtype(), x.dtype())
+        }
+    }
     if positions.len() != n {
         bail!("rope: {} positions for {n} tokens", positions.len())
     }
@@ -40,10 +45,10 @@ pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Ar
     tape::apply1(operation, &x.contiguous()?, Reads::arguments([false]))
 }
 
-struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-    positions: Arc<[u32]>,
+pub(super) struct Rope {
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+    pub(super) positions: Arc<[u32]>,
 }
 
 impl Rope {

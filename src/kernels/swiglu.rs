@@ -12,7 +12,7 @@ const NAME: &str = "swiglu";
 /// `silu(gate) · up`, element by element, with `silu(x) = x / (1 + exp(-x))`; both have the same shape.
 ///
 /// # Errors
-/// If shapes or element types differ, or the tensors are not on the CPU.
+/// If shapes or element types differ, or the tensors are on different devices.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         bail!("swiglu: gate {:?} where up is {:?}", gate.dims(), up.dims())
@@ -21,7 +21,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     tape::apply2(SwiGlu, [&gate.contiguous()?, &up.contiguous()?], Reads::arguments([true; 2]))
 }
 
-struct SwiGlu;
+pub(super) struct SwiGlu;
 
 fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
     parallel::pieces(gate.len(), |at, out| vector::swiglu(parallel::from(gate, at), parallel::from(up, at), out))

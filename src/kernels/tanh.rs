@@ -12,12 +12,12 @@ const NAME: &str = "tanh";
 /// The hyperbolic tangent of every element; in `f32` with a relative error below 4e-7.
 ///
 /// # Errors
-/// If `x` is not an `f32` or `f64` tensor on the CPU.
+/// If `x` is not of a float type.
 pub fn tanh(x: &Tensor) -> Result<Tensor> {
     tape::apply1(Tanh, &x.contiguous()?, Reads { arguments: [false], out: true })
 }
 
-struct Tanh;
+pub(super) struct Tanh;
 
 fn forward<T: Element>(x: &[T]) -> Vec<T> {
     parallel::pieces(x.len(), |at, out| vector::tanh(parallel::from(x, at), out))

@@ -3,7 +3,8 @@
 //! candle's own graph adds every gradient to a tensor of zeros, keeps every argument of every operation, and frees
 //! nothing until its end. While [`record`] runs, kernels are recorded here instead: a gradient with one source is moved,
 //! further ones are added in place, what no backward pass reads is not kept, and [`Tape::backward`] frees each
-//! operation once it is behind it. Without a recording, kernels are ordinary candle operations.
+//! operation once it is behind it. Without a recording, fused kernels are ordinary candle operations; composed ones
+//! (see [`composed`](super::composed)) then take no tracked argument.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +14,9 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp2, Layout, Result, Shape, Storage, Tensor, TensorId,
     WithDType, bail,
 };
+use half::{bf16, f16};
 
+use super::composed::{Composed, Composing, is_fused};
 use super::element::{Element, values};
 use super::{parallel, vector};
 
@@ -66,12 +69,11 @@ impl Gradients {
     /// Adds `gradient`, which shares its memory with no other, to what is there.
     pub(crate) fn add(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
         match self.0.get(&id) {
-            Some(sum) => sum.inplace_op2(&gradient, &Add),
-            None => {
-                self.0.insert(id, gradient);
-                Ok(())
-            }
-        }
+            Some(sum) if is_fused(sum) => return sum.inplace_op2(&gradient, &Add),
+            Some(sum) => self.0.insert(id, (sum + gradient)?),
+            None => self.0.insert(id, gradient),
+        };
+        Ok(())
     }
 }
 
@@ -95,9 +97,10 @@ impl Tape {
             let mut passed_on = false;
             for (found, (id, _)) in operation.backward(&tensors, &out, &gradient)?.into_iter().zip(&arguments) {
                 let Some(found) = found else { continue };
-                // An operation may hand its own gradient on; once it is moved, twice it would be shared.
+                // An operation may hand its own gradient on; once it is moved, twice it would be shared, and what
+                // is added in place must not be.
                 let again = found.id() == gradient.id() && std::mem::replace(&mut passed_on, true);
-                gradients.add(*id, if again { found.copy()? } else { found })?;
+                gradients.add(*id, if again && is_fused(&found) { found.copy()? } else { found })?;
             }
         }
         Ok(())
@@ -117,9 +120,11 @@ impl<const N: usize> Reads<N> {
     }
 }
 
-/// A candle operation of any number of arguments.
-trait Operation {
-    fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)>;
+/// An operation of any number of arguments.
+pub(super) trait Operation {
+    /// The storage and shape of the result.
+    fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)>;
+    /// The gradients of the tracked arguments.
     fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>>;
 }
 
@@ -127,10 +132,33 @@ struct Unary<C>(C);
 struct Binary<C>(C);
 struct Ternary<C>(C);
 
+/// Runs `forward` over the arguments' storages, which must be on the CPU.
+fn on_cpu<const N: usize>(
+    name: &str,
+    arguments: &[&Tensor],
+    forward: impl FnOnce([(&CpuStorage, &Layout); N]) -> Result<(CpuStorage, Shape)>,
+) -> Result<(Storage, Shape)> {
+    let &arguments: &[&Tensor; N] = match arguments.try_into() {
+        Ok(arguments) => arguments,
+        Err(_) => bail!("{name}: takes {N} arguments"),
+    };
+    let locks = arguments.map(Tensor::storage_and_layout);
+    let mut inputs = Vec::with_capacity(N);
+    for (storage, layout) in &locks {
+        match &**storage {
+            Storage::Cpu(storage) => inputs.push((storage, *layout)),
+            _ => bail!("{name}: its arguments are on different devices"),
+        }
+    }
+    match inputs.try_into() {
+        Ok(inputs) => forward(inputs).map(|(storage, shape)| (Storage::Cpu(storage), shape)),
+        Err(_) => bail!("{name}: takes {N} arguments"),
+    }
+}
+
 impl<C: CustomOp1> Operation for Unary<C> {
-    fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        let &[(a, al)] = arguments else { bail!("{}: takes one argument", self.0.name()) };
-        self.0.cpu_fwd(a, al)
+    fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)> {
+        on_cpu(self.0.name(), arguments, |[(a, al)]| self.0.cpu_fwd(a, al))
     }
 
     fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -140,9 +168,8 @@ impl<C: CustomOp1> Operation for Unary<C> {
 }
 
 impl<C: CustomOp2> Operation for Binary<C> {
-    fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        let &[(a, al), (b, bl)] = arguments else { bail!("{}: takes two arguments", self.0.name()) };
-        self.0.cpu_fwd(a, al, b, bl)
+    fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)> {
+        on_cpu(self.0.name(), arguments, |[(a, al), (b, bl)]| self.0.cpu_fwd(a, al, b, bl))
     }
 
     fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -153,9 +180,8 @@ impl<C: CustomOp2> Operation for Binary<C> {
 }
 
 impl<C: CustomOp3> Operation for Ternary<C> {
-    fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        let &[(a, al), (b, bl), (c, cl)] = arguments else { bail!("{}: takes three arguments", self.0.name()) };
-        self.0.cpu_fwd(a, al, b, bl, c, cl)
+    fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)> {
+        on_cpu(self.0.name(), arguments, |[(a, al), (b, bl), (c, cl)]| self.0.cpu_fwd(a, al, b, bl, c, cl))
     }
 
     fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -168,34 +194,56 @@ impl<C: CustomOp3> Operation for Ternary<C> {
 /// `operation` of one argument, recorded if a tape runs.
 pub(super) fn apply1<C>(operation: C, a: &Tensor, reads: Reads<1>) -> Result<Tensor>
 where
-    C: CustomOp1 + Send + Sync + 'static,
+    C: CustomOp1 + Composed<1> + Send + Sync + 'static,
 {
-    match TAPE.take() {
-        None => a.apply_op1(operation),
-        Some(tape) => recorded(tape, Box::new(Unary(operation)), [a], reads),
+    let name = operation.name();
+    match (TAPE.take(), operation.is_fused(a)) {
+        (None, true) => a.apply_op1(operation),
+        (None, false) => composed(name, &operation, [a]),
+        (Some(tape), true) => recorded(tape, Box::new(Unary(operation)), [a], reads),
+        (Some(tape), false) => recorded(tape, Box::new(Composing { name, operation }), [a], reads),
     }
 }
 
 /// `operation` of two arguments, recorded if a tape runs.
 pub(super) fn apply2<C>(operation: C, [a, b]: [&Tensor; 2], reads: Reads<2>) -> Result<Tensor>
 where
-    C: CustomOp2 + Send + Sync + 'static,
+    C: CustomOp2 + Composed<2> + Send + Sync + 'static,
 {
-    match TAPE.take() {
-        None => a.apply_op2(b, operation),
-        Some(tape) => recorded(tape, Box::new(Binary(operation)), [a, b], reads),
+    let name = operation.name();
+    match (TAPE.take(), operation.is_fused(a)) {
+        (None, true) => a.apply_op2(b, operation),
+        (None, false) => composed(name, &operation, [a, b]),
+        (Some(tape), true) => recorded(tape, Box::new(Binary(operation)), [a, b], reads),
+        (Some(tape), false) => recorded(tape, Box::new(Composing { name, operation }), [a, b], reads),
     }
 }
 
 /// `operation` of three arguments, recorded if a tape runs.
 pub(super) fn apply3<C>(operation: C, [a, b, c]: [&Tensor; 3], reads: Reads<3>) -> Result<Tensor>
 where
-    C: CustomOp3 + Send + Sync + 'static,
+    C: CustomOp3 + Composed<3> + Send + Sync + 'static,
 {
-    match TAPE.take() {
-        None => a.apply_op3(b, c, operation),
-        Some(tape) => recorded(tape, Box::new(Ternary(operation)), [a, b, c], reads),
+    let name = operation.name();
+    match (TAPE.take(), operation.is_fused(a)) {
+        (None, true) => a.apply_op3(b, c, operation),
+        (None, false) => composed(name, &operation, [a, b, c]),
+        (Some(tape), true) => recorded(tape, Box::new(Ternary(operation)), [a, b, c], reads),
+        (Some(tape), false) => recorded(tape, Box::new(Composing { name, operation }), [a, b, c], reads),
     }
+}
+
+/// A composed operation outside a recording.
+fn composed<const N: usize>(name: &str, operation: &impl Composed<N>, arguments: [&Tensor; N]) -> Result<Tensor> {
+    if let Some(tensor) = arguments.iter().find(|argument| argument.track_op()) {
+        bail!(
+            "{name}: {:?} on {:?} has gradients by a recorded pass alone; detach the arguments, or take the gradients \
+             with Transformer::loss_gradients",
+            tensor.dtype(),
+            tensor.device().location()
+        )
+    }
+    operation.forward(arguments)
 }
 
 /// Computes and records. The tape is not in its place meanwhile: a thread that waits for others inside a kernel may be
@@ -221,18 +269,8 @@ fn node<const N: usize>(
         bail!("a tensor that was made by no kernel enters a recorded pass; its gradient would be lost")
     }
     let tracked = arguments.iter().any(|argument| argument.track_op());
-    let (storage, shape) = {
-        let locks = arguments.map(Tensor::storage_and_layout);
-        let mut inputs = Vec::with_capacity(N);
-        for (storage, layout) in &locks {
-            match &**storage {
-                Storage::Cpu(storage) => inputs.push((storage, *layout)),
-                _ => bail!("a kernel was given a tensor that is not on the CPU"),
-            }
-        }
-        operation.forward(&inputs)?
-    };
-    let out = Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), tracked);
+    let (storage, shape) = operation.forward(&arguments)?;
+    let out = Tensor::from_storage(storage, shape, BackpropOp::none(), tracked);
     if tracked && tape.keeps {
         let pairs = arguments.into_iter().zip(reads.arguments);
         let kept = pairs.map(|(tensor, read)| Ok((tensor.id(), if read { tensor.clone() } else { outline(tensor)? })));
@@ -243,10 +281,13 @@ fn node<const N: usize>(
     Ok(out)
 }
 
-/// A tensor of the same shape, type and tracking that holds one value, not a number.
+/// A tensor of the same shape, type and tracking that holds one value, not a number; on the CPU wherever `tensor` is,
+/// since nothing reads it.
 fn outline(tensor: &Tensor) -> Result<Tensor> {
     let storage = match tensor.dtype() {
         DType::F64 => f64::to_cpu_storage_owned(vec![f64::NAN]),
+        DType::BF16 => bf16::to_cpu_storage_owned(vec![bf16::NAN]),
+        DType::F16 => f16::to_cpu_storage_owned(vec![f16::NAN]),
         _ => f32::to_cpu_storage_owned(vec![f32::NAN]),
     };
     let value = Tensor::from_storage(Storage::Cpu(storage), (), BackpropOp::none(), tensor.track_op());

@@ -12,6 +12,7 @@
 use super::Real;
 use super::streaming::{States, TextRows, Wanted, centred_unit_sum, pairwise, text_sums};
 use crate::data::Packed;
+use crate::kernels;
 use crate::model::ModelError;
 use crate::probe::{Probe, Site};
 use candle_core::{CpuStorage, Device, Storage, Tensor};
@@ -174,7 +175,7 @@ impl Probe for CosineProbe {
                 batch.sequences()
             )));
         }
-        let states = states.to_device(&Device::Cpu)?.contiguous()?;
+        let states = states.to_device(&Device::Cpu)?.to_dtype(kernels::wide(states.dtype()))?.contiguous()?;
         let width = states.dim(1)?;
         let centre = self.centre.as_ref().and_then(|c| c.means.get(index));
         let (storage, layout) = states.storage_and_layout();

@@ -1,13 +1,14 @@
 //! Attention probabilities, computed plainly where a probe asks for them; the fused kernel keeps none.
 
 use crate::data::Packed;
-use crate::kernels::AttentionShape;
+use crate::kernels::{self, AttentionShape};
 use candle_core::{D, Device, Result, Tensor};
 
 /// For every sequence of `batch` its probabilities `[heads, n, n]`, from queries `[tokens, heads · head_dim]` and
-/// keys `[tokens, kv_heads · head_dim]` (after rotary embedding, where there is one).
+/// keys `[tokens, kv_heads · head_dim]` (after rotary embedding, where there is one); in [`kernels::wide`] types.
 pub(super) fn attention_maps(q: &Tensor, k: &Tensor, shape: AttentionShape, batch: &Packed) -> Result<Vec<Tensor>> {
-    let (q, k) = (q.detach(), k.detach());
+    let wide = |t: &Tensor| t.detach().to_dtype(kernels::wide(t.dtype()));
+    let (q, k) = (wide(q)?, wide(k)?);
     (0..batch.sequences()).map(|index| map(&q, &k, shape, batch.rows(index))).collect()
 }
 
@@ -27,22 +28,21 @@ fn map(q: &Tensor, k: &Tensor, shape: AttentionShape, rows: std::ops::Range<usiz
     let keys = keys.contiguous()?.reshape((heads, n, head_dim))?;
     let mut scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * scale)?;
     if causal {
-        scores = scores.broadcast_add(&mask(n, q.device())?.to_dtype(q.dtype())?)?;
+        scores = scores.broadcast_add(&mask(n)?.to_dtype(q.dtype())?.to_device(q.device())?)?;
     }
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }
 
 /// Zero where a query sees the key, minus infinity above the diagonal.
-fn mask(n: usize, device: &Device) -> Result<Tensor> {
+fn mask(n: usize) -> Result<Tensor> {
     let values = (0..n).flat_map(|i| (0..n).map(move |j| if j > i { f64::NEG_INFINITY } else { 0.0 })).collect();
-    Tensor::from_vec(values, (n, n), device)
+    Tensor::from_vec(values, (n, n), &Device::Cpu)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels;
     use candle_core::DType;
 
     fn draws(rows: usize, columns: usize, seed: u64) -> Tensor {

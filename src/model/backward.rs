@@ -68,6 +68,7 @@ impl Transformer {
             None => Ok(h.clone()),
         });
         let states = states?;
+        profile::settle(self.device())?;
         profile::add(Phase::Forward, started);
         profile::timed(Phase::Backward, || {
             let (loss, [d_states, d_head]) =

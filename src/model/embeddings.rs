@@ -5,7 +5,7 @@ use super::architecture::{Architecture, H0Kind, Positions};
 use super::norm::Norm;
 use crate::data::Packed;
 use crate::kernels;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
 /// The tables that stand in front of the first block.
@@ -39,20 +39,26 @@ impl Embedded {
 }
 
 impl Embeddings {
-    pub(super) fn forward(&self, batch: &Packed, architecture: &Architecture) -> Result<Embedded, ModelError> {
+    /// Layer 0 of a batch, in `dtype`.
+    pub(super) fn forward(
+        &self,
+        batch: &Packed,
+        architecture: &Architecture,
+        dtype: DType,
+    ) -> Result<Embedded, ModelError> {
         let vocab = architecture.vocab_size;
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::Token { id, vocab });
         }
-        let token = kernels::embedding(&self.tokens, &batch.ids)?;
+        let token = kernels::embedding(&self.tokens, &batch.ids, dtype)?;
         let mut input = token.clone();
         if let (Some(table), Positions::Learned { first, padding }) = (&self.positions, &architecture.positions) {
             let rows = positions(batch, *first, *padding, architecture.max_positions)?;
-            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows)?, 1.0)?;
+            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows, dtype)?, 1.0)?;
         }
         if let Some(table) = &self.types {
             let rows = types(batch, architecture)?;
-            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows)?, 1.0)?;
+            input = kernels::scaled_add(&input, &kernels::embedding(table, &rows, dtype)?, 1.0)?;
         }
         if let Some(norm) = &self.norm {
             input = norm.forward(&input)?;

@@ -3,7 +3,7 @@
 use super::gguf::Gguf;
 use super::tokenizer::{TextTokenizer, TokenizerError};
 use super::weights::{TensorSource, Weights, WeightsError};
-use super::{ModelError, Transformer, families};
+use super::{ModelError, Precision, Transformer, families};
 use crate::hash;
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
@@ -48,29 +48,39 @@ pub enum LoadError {
 }
 
 impl LoadedModel {
-    /// Loads a Hugging Face folder.
+    /// Loads a Hugging Face folder; a type alone is both stored and computed in.
     ///
     /// # Errors
     /// A file is missing, malformed or does not fit the others.
-    pub fn from_folder(folder: &Path, name: &str, dtype: DType, device: &Device) -> Result<Self, LoadError> {
+    pub fn from_folder(
+        folder: &Path,
+        name: &str,
+        precision: impl Into<Precision>,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
         let architecture = families::read_config(folder).map_err(ModelError::from)?;
         let weights = Weights::open(folder).map_err(ModelError::from)?;
-        let transformer = Transformer::load(name, architecture, &weights, dtype, device)?;
+        let transformer = Transformer::load(name, architecture, &weights, precision, device)?;
         let tokenizer = TextTokenizer::from_folder(folder)?;
         let companions = read_companions(folder)?;
         Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, tokenizer })
     }
 
-    /// Loads a GGUF file of a supported family, dequantised to `dtype`.
+    /// Loads a GGUF file of a supported family, dequantised.
     ///
     /// # Errors
     /// As [`Self::from_folder`].
-    pub fn from_gguf(path: &Path, name: &str, dtype: DType, device: &Device) -> Result<Self, LoadError> {
+    pub fn from_gguf(
+        path: &Path,
+        name: &str,
+        precision: impl Into<Precision>,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
         let gguf = Gguf::open(path).map_err(ModelError::from)?;
         let file = path.display().to_string();
         let config = gguf.config_json().map_err(ModelError::from)?;
         let architecture = families::parse_config(&file, &config).map_err(ModelError::from)?;
-        let transformer = Transformer::load(name, architecture, &gguf, dtype, device)?;
+        let transformer = Transformer::load(name, architecture, &gguf, precision, device)?;
         let tokenizer = TextTokenizer::from_gguf(&gguf)?;
         let companions = BTreeMap::from([
             ("config.json".to_owned(), format!("{config:#}\n").into_bytes()),
@@ -83,11 +93,12 @@ impl LoadedModel {
     ///
     /// # Errors
     /// None that a build which passed its tests could meet.
-    pub fn embedded(dtype: DType, device: &Device) -> Result<Self, LoadError> {
+    pub fn embedded(precision: impl Into<Precision>, device: &Device) -> Result<Self, LoadError> {
         let config = serde_json::from_slice(EMBEDDED_CONFIG).unwrap_or_default();
         let architecture = families::parse_config("embedded config.json", &config).map_err(ModelError::from)?;
-        let tensors = candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, device).map_err(ModelError::from)?;
-        let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), dtype, device)?;
+        let tensors =
+            candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, &Device::Cpu).map_err(ModelError::from)?;
+        let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), precision, device)?;
         let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER, Some(EMBEDDED_CONFIG))?;
         let companions = BTreeMap::from([
             ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),

@@ -12,6 +12,7 @@ mod initialise;
 mod linear;
 mod loaded;
 mod norm;
+mod precision;
 mod rotary;
 pub mod tokenizer;
 mod tokenizer_build;
@@ -31,4 +32,5 @@ pub use linear::Linear;
 #[cfg(feature = "cli")]
 pub(crate) use loaded::COMPANIONS;
 pub use loaded::{EMBEDDED, LoadError, LoadedModel};
+pub use precision::Precision;
 pub use transformer::{ModelError, Pass, Transformer};

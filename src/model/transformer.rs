@@ -6,6 +6,7 @@ use super::embeddings::{Embedded, Embeddings};
 use super::families::ConfigError;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::precision::Precision;
 use super::rotary::RotaryTables;
 use super::weights::{TensorSource, WeightsError};
 use crate::data::Packed;
@@ -119,12 +120,12 @@ pub struct Transformer {
     pub(super) final_norm: Option<Norm>,
     head: Option<Tensor>,
     rotary: Option<RotaryTables>,
-    dtype: DType,
+    precision: Precision,
     device: Device,
 }
 
 impl Transformer {
-    /// Reads every tensor that `architecture` names from `source`, to be computed in `dtype`.
+    /// Reads every tensor that `architecture` names from `source`; a type alone is both stored and computed in.
     ///
     /// # Errors
     /// A tensor is missing, has another shape, or cannot be read.
@@ -132,9 +133,10 @@ impl Transformer {
         name: &str,
         mut architecture: Architecture,
         source: &dyn TensorSource,
-        dtype: DType,
+        precision: impl Into<Precision>,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        let precision = precision.into();
         architecture.names.prefix = prefix(&architecture, source);
         let expected = architecture.tensors();
         let missing: Vec<&str> =
@@ -150,7 +152,7 @@ impl Transformer {
         let load = |tensor: String| -> Result<Tensor, ModelError> {
             let shape = expected.get(&tensor).map(Vec::as_slice).unwrap_or_default();
             let stored = stored_name(source, &tensor).unwrap_or(tensor);
-            Ok(source.load(&stored, shape, dtype, device)?)
+            Ok(source.load(&stored, shape, precision.base, device)?)
         };
         let names = &architecture.names;
         let norm = |path: String| -> Result<Norm, ModelError> {
@@ -209,8 +211,9 @@ impl Transformer {
             Head::Own => Some(load(names.whole(names.head, "weight"))?),
             Head::Tied | Head::Absent => None,
         };
-        let rotary = architecture.rope().map(|rope| RotaryTables::new(rope, architecture.head_dim, dtype, device));
-        Ok(Self { embeddings, blocks, final_norm, head, rotary, dtype, device: device.clone(), architecture })
+        let angles = kernels::wide(precision.compute);
+        let rotary = architecture.rope().map(|rope| RotaryTables::new(rope, architecture.head_dim, angles, device));
+        Ok(Self { embeddings, blocks, final_norm, head, rotary, precision, device: device.clone(), architecture })
     }
 
     /// The model's shape.
@@ -222,7 +225,13 @@ impl Transformer {
     /// What the model computes in.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.precision.compute
+    }
+
+    /// What the model is stored and computed in.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Where the model lives.
@@ -231,7 +240,7 @@ impl Transformer {
         &self.device
     }
 
-    /// The embedding table, `[vocabulary, d]`.
+    /// The embedding table, `[vocabulary, d]`, in the type that it is stored in.
     #[must_use]
     pub fn embedding(&self) -> &Tensor {
         &self.embeddings.tokens
@@ -249,14 +258,16 @@ impl Transformer {
         }
     }
 
-    /// Makes every weight trainable and returns the variables by Hugging Face's names.
+    /// Makes every weight trainable, in the type of [`Precision::trained`], and returns the variables by Hugging Face's
+    /// names.
     ///
     /// # Errors
     /// A tensor cannot be copied.
     pub fn make_trainable(&mut self) -> Result<BTreeMap<String, Var>, ModelError> {
         let mut variables = BTreeMap::new();
+        let trained = self.precision.trained();
         for (name, tensor) in self.tensors_mut() {
-            let variable = Var::from_tensor(tensor)?;
+            let variable = Var::from_tensor(&tensor.to_dtype(trained)?)?;
             *tensor = variable.as_tensor().clone();
             variables.insert(name, variable);
         }
@@ -319,7 +330,7 @@ impl Transformer {
     }
 
     pub(super) fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
-        self.embeddings.forward(batch, &self.architecture)
+        self.embeddings.forward(batch, &self.architecture, self.precision.compute)
     }
 
     fn run_blocks(

@@ -302,7 +302,7 @@ fn fitted(
     if !sum.is_finite() {
         return Err(AdapterError::NotFinite { file: file.to_owned(), tensor: name.to_owned() });
     }
-    Ok(tensor.to_dtype(model.dtype())?.to_device(model.device())?)
+    Ok(tensor.to_dtype(model.precision().trained())?.to_device(model.device())?)
 }
 
 fn shortened(names: &[String]) -> String {

@@ -82,11 +82,13 @@ impl InitialResidual {
         match self.arm {
             Arm::None => Ok(None),
             Arm::H0Normed => {
+                let wide = |t: &Tensor| t.detach().to_dtype(kernels::wide(t.dtype()));
                 let norm = |t: &Tensor| t.sqr()?.sum_keepdim(D::Minus1)?.sqrt();
-                let (target, own) = (norm(&x.detach())?, norm(&self.source)?);
+                let source = wide(&self.source)?;
+                let (target, own) = (norm(&wide(x)?)?, norm(&source)?);
                 // A zero h0 row has no direction to rescale: it stays zero.
                 let own = own.clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX))?;
-                Ok(Some(self.source.broadcast_mul(&(target / own)?)?))
+                Ok(Some(source.broadcast_mul(&(target / own)?)?.to_dtype(x.dtype())?))
             }
             _ => Ok(Some(self.source.clone())),
         }

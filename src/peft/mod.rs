@@ -44,7 +44,7 @@ impl Peft {
     /// The plan cannot be made.
     pub fn initial(model: &Transformer, config: PeftConfig, seed: u64) -> Result<Self, AdapterError> {
         let plan = Plan::new(model.architecture(), &config)?;
-        let (dtype, device) = (model.dtype(), model.device());
+        let (dtype, device) = (model.precision().trained(), model.device());
         Self::build(model, config, plan, |planned, method| Module::initial(planned, method, seed, dtype, device))
     }
 

@@ -154,7 +154,7 @@ struct GeometryProbe {
 impl Probe for GeometryProbe {
     fn record(&mut self, site: Site, layer: usize, states: &Tensor, batch: &Packed) -> Result<(), ModelError> {
         self.cosine.record(site, layer, states, batch)?;
-        let values = states.detach().to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
+        let values = states.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let width = values.dim(1)?;
         let rows: Vec<f64> = values.flatten_all()?.to_vec1()?;
         let index = if site == Site::FinalNorm { self.ranks.len() - 1 } else { layer };

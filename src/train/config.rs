@@ -1,7 +1,8 @@
 //! The settings of a training run: one TOML, one seed.
 
+use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
-use crate::model::Architecture;
+use crate::model::{Architecture, Precision};
 use crate::peft::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -88,6 +89,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// What is computed in.
     pub dtype: DtypeName,
+    /// What frozen weights are stored in.
+    #[serde(skip_serializing_if = "BaseDtypeName::is_auto")]
+    pub base_dtype: BaseDtypeName,
     /// Where.
     pub device: String,
 }
@@ -134,6 +138,7 @@ impl Default for TrainConfig {
             no_shuffle: false,
             seed: 42,
             dtype: DtypeName::F32,
+            base_dtype: BaseDtypeName::Auto,
             device: "auto".to_owned(),
         }
     }
@@ -167,26 +172,6 @@ pub enum Schedule {
     Constant,
 }
 
-/// The type that is computed in on a CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum DtypeName {
-    /// Single precision.
-    F32,
-    /// Double precision, for checks.
-    F64,
-}
-
-impl From<DtypeName> for candle_core::DType {
-    fn from(name: DtypeName) -> Self {
-        match name {
-            DtypeName::F32 => Self::F32,
-            DtypeName::F64 => Self::F64,
-        }
-    }
-}
-
 /// A setting that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{key} is {value}; it must be {range}")]
@@ -200,6 +185,16 @@ pub struct SettingError {
 }
 
 impl TrainConfig {
+    /// What the model is stored and computed in: full fine-tuning stores what it trains.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        let precision = self.base_dtype.beside(self.dtype);
+        match self.method {
+            MethodName::Full => Precision { base: precision.trained(), ..precision },
+            _ => precision,
+        }
+    }
+
     /// The PEFT configuration for a model; `None` for full fine-tuning.
     #[must_use]
     pub fn peft(&self, architecture: &Architecture) -> Option<PeftConfig> {
@@ -249,6 +244,14 @@ impl TrainConfig {
         }
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return fail("max-grad-norm", self.max_grad_norm.to_string(), "a number of at least 0 (0 = off)");
+        }
+        if self.dtype == DtypeName::F16 {
+            let range = "f32, bf16 or f64 in training: f16 loses small gradients";
+            return fail("dtype", "f16".to_owned(), range);
+        }
+        if self.method == MethodName::Full && !self.base_dtype.is_auto() {
+            let range = "left out with the method full, which freezes no weight";
+            return fail("base-dtype", format!("{:?}", self.base_dtype).to_lowercase(), range);
         }
         if !(0.0..=1.0).contains(&self.sibo_lambda) {
             return fail("sibo-lambda", self.sibo_lambda.to_string(), "in [0, 1]");
@@ -314,6 +317,8 @@ mod tests {
         assert_eq!(with(|c| c.sibo_lambda = 1.5), "sibo-lambda");
         assert_eq!(with(|c| c.lr = f64::INFINITY), "lr");
         assert_eq!(with(|c| c.batch_size = 0), "batch-size");
+        assert_eq!(with(|c| c.dtype = DtypeName::F16), "dtype");
+        assert_eq!(with(|c| (c.method, c.base_dtype) = (MethodName::Full, BaseDtypeName::Bf16)), "base-dtype");
         assert_eq!(with(|c| c.steps = Some(0)), "steps");
         assert_eq!(TrainConfig::default().check(), Ok(()));
     }

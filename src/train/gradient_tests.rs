@@ -3,23 +3,23 @@
 use super::{Subject, gradients};
 use crate::data::{Example, Packed, targets_and_weights};
 use crate::model::weights::Weights;
-use crate::model::{H0Kind, Transformer, families};
+use crate::model::{H0Kind, Precision, Transformer, families};
 use crate::peft::{Arm, DropoutKey, Method, Peft, PeftConfig, Placement, Policy, ResidualConfig};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-fn golden(name: &str) -> PathBuf {
+pub(super) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }
 
-fn model(name: &str, dtype: DType) -> Transformer {
+pub(super) fn model(name: &str, precision: impl Into<Precision>) -> Transformer {
     let folder = golden(name);
     let architecture = families::read_config(&folder).unwrap();
-    Transformer::load(name, architecture, &Weights::open(&folder).unwrap(), dtype, &Device::Cpu).unwrap()
+    Transformer::load(name, architecture, &Weights::open(&folder).unwrap(), precision, &Device::Cpu).unwrap()
 }
 
-fn examples() -> Vec<Example> {
+pub(super) fn examples() -> Vec<Example> {
     let example = |length: usize, first: usize| Example {
         ids: (0..length).map(|i| ((i * 7 + first) % 40) as u32).collect(),
         loss: (0..length).map(|i| i > first % 3).collect(),
@@ -30,7 +30,7 @@ fn examples() -> Vec<Example> {
 }
 
 /// Every method, placement, policy and arm; none is full fine-tuning.
-fn configs() -> Vec<Option<PeftConfig>> {
+pub(super) fn configs() -> Vec<Option<PeftConfig>> {
     let lora = Method::Lora { rank: 3, alpha: 7.0, dropout: 0.2, rank_stabilised: false };
     let adapter = |placement| Method::Adapter { bottleneck: 3, scale: 1.5, placement };
     let methods = [lora, adapter(Placement::Series), adapter(Placement::Parallel)];
@@ -47,7 +47,11 @@ fn configs() -> Vec<Option<PeftConfig>> {
 }
 
 fn subject(name: &str, config: Option<&PeftConfig>, dtype: DType) -> Subject {
-    let model = model(name, dtype);
+    subject_of(model(name, dtype), config)
+}
+
+/// `model` whole, or with modules whose matrices are not zero.
+pub(super) fn subject_of(model: Transformer, config: Option<&PeftConfig>) -> Subject {
     let Some(config) = config else { return Subject::full(model).unwrap() };
     let peft = Peft::initial(&model, config.clone(), 3).unwrap();
     let subject = Subject::adapter(model, peft).unwrap();
@@ -55,8 +59,8 @@ fn subject(name: &str, config: Option<&PeftConfig>, dtype: DType) -> Subject {
     for (index, variable) in subject.variables().values().enumerate() {
         let count = variable.elem_count();
         let values: Vec<f64> = (0..count).map(|i| (((i * 31 + index * 17) % 23) as f64 - 11.0) / 60.0).collect();
-        let values = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-        variable.set(&values).unwrap();
+        let values = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap();
+        variable.set(&values.to_dtype(variable.dtype()).unwrap()).unwrap();
     }
     subject
 }
@@ -84,7 +88,7 @@ fn by_one_graph(subject: &Subject, micro: &[Vec<&Example>], seed: u64) -> (BTree
     (sums, total / targets as f64)
 }
 
-fn flat(tensor: &Tensor) -> Vec<f64> {
+pub(super) fn flat(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

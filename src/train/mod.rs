@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod config;
+mod dtype;
 mod error;
 mod events;
 mod optimizer;
@@ -11,10 +12,13 @@ mod subject;
 mod trainer;
 
 #[cfg(test)]
+mod composed_tests;
+#[cfg(test)]
 mod gradient_tests;
 
 pub use checkpoint::Checkpoint;
-pub use config::{DtypeName, MethodName, Schedule, SettingError, TrainConfig};
+pub use config::{MethodName, Schedule, SettingError, TrainConfig};
+pub use dtype::{BaseDtypeName, DtypeName};
 pub use error::TrainError;
 pub use events::{StepEvent, read_events};
 pub use optimizer::{AdamW, Moments, clip, gradient_norm};

@@ -1,6 +1,7 @@
 //! AdamW with moments that can be saved (Loshchilov & Hutter 2019; PyTorch's order of operations).
 
 use super::TrainError;
+use crate::kernels;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
 use std::collections::BTreeMap;
 
@@ -224,11 +225,27 @@ fn update_composed(
 /// # Errors
 /// A tensor operation fails.
 pub fn gradient_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64, TrainError> {
-    let mut square = 0.0;
+    let mut squares = Vec::with_capacity(gradients.len());
     for gradient in gradients.values() {
-        square += gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        // A device without f64 sums in f32; none is waited for before all sums are under way.
+        let wide = if gradient.device().is_cpu() { DType::F64 } else { kernels::wide(gradient.dtype()) };
+        squares.push(gradient.to_dtype(wide)?.sqr()?.sum_all()?);
+    }
+    let mut square = 0.0;
+    for each in on_cpu(&squares)? {
+        square += each;
     }
     Ok(square.sqrt())
+}
+
+/// Scalars of one device, brought to the CPU in one transfer for each type.
+fn on_cpu(scalars: &[Tensor]) -> Result<Vec<f64>, TrainError> {
+    let uniform = scalars.windows(2).all(|pair| matches!(pair, [a, b] if a.dtype() == b.dtype()));
+    if scalars.is_empty() || !uniform {
+        let each = scalars.iter().map(|s| s.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>());
+        return Ok(each.collect::<candle_core::Result<_>>()?);
+    }
+    Ok(Tensor::stack(scalars, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 /// Scales all gradients so that their norm is at most `largest`, as `torch.nn.utils.clip_grad_norm_`.

@@ -8,7 +8,7 @@ use crate::model::{Backward, Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
 use crate::probe::Silent;
 use crate::profile::{self, Phase};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
 /// What one optimizer step did.
@@ -45,6 +45,7 @@ pub fn gradients(
         tokens += batch.ids.len();
     }
     let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
+    profile::timed(Phase::Backward, || profile::settle(subject.model().device()))?;
     for (name, variable) in subject.variables() {
         let Some(gradient) = sums.take(variable.as_tensor()) else {
             return Err(TrainError::NoGradient { tensor: name.clone() });
@@ -57,7 +58,7 @@ pub fn gradients(
     }
     let norm = gradient_norm(&summed)?;
     if !norm.is_finite() {
-        let sum = |g: &Tensor| g.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>();
+        let sum = |g: &Tensor| g.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>();
         let culprit = summed.iter().find(|(_, g)| !sum(g).is_ok_and(f64::is_finite));
         let tensor = culprit.map_or_else(|| "all tensors together".to_owned(), |(name, _)| name.clone());
         return Err(TrainError::NotFinite { step, tensor });
@@ -90,7 +91,8 @@ pub fn train_step(
         if max_norm > 0.0 {
             clip(&mut gradients, report.gradient_norm, max_norm)?;
         }
-        moments.update(settings, rate, subject.variables(), &gradients)
+        moments.update(settings, rate, subject.variables(), &gradients)?;
+        Ok::<_, TrainError>(profile::settle(subject.model().device())?)
     })?;
     Ok(report)
 }

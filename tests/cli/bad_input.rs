@@ -74,7 +74,7 @@ fn settings_out_of_range() {
         ("TRAIN --save-every 0", &["save-every", "at least 1"]),
         ("TRAIN --val-size 12", &["--val-size 12", "12 examples", "smaller"]),
         ("TRAIN --threads 0", &["--threads", "1 to 1024"]),
-        ("TRAIN --device cuda", &["--device cuda", "auto or cpu"]),
+        ("TRAIN --device tpu", &["--device tpu", "auto, cpu, cuda, cuda:N or metal"]),
         ("TRAIN --template missing.txt", &["missing.txt", "alpaca"]),
         ("TRAIN --probe-texts DIR/absent.txt", &["absent.txt", "check"]),
         ("TRAIN --revision v2", &["revision", "leave --revision out"]),

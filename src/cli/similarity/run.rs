@@ -18,14 +18,14 @@ use crate::analysis::split;
 use crate::analysis::states::StoredStates;
 use crate::analysis::texts::{FileTexts, Scan, scan};
 use crate::analysis::token_pairs::{PairRequest, RunPairs, measure_pairs};
-use crate::cli::open;
 use crate::cli::progress::Progress;
 use crate::cli::states::{self, StatesSpec};
+use crate::cli::{device, open};
 use crate::hash;
 use crate::measures::{Measure, Need};
-use crate::model::{Initialisation, LoadedModel, RandomWeights, Transformer};
+use crate::model::{Initialisation, LoadedModel, Precision, RandomWeights, Transformer};
 use crate::peft::{Peft, load_adapter};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -88,8 +88,8 @@ impl Work<'_> {
                 Baseline::Untrained => {
                     let shape = model.transformer.architecture();
                     let weights = RandomWeights::new(shape, Initialisation::Transformers, self.args.seed);
-                    let dtype = model.transformer.dtype();
-                    untrained = Transformer::load("untrained", shape.clone(), &weights, dtype, &self.device)?;
+                    let precision = model.transformer.precision();
+                    untrained = Transformer::load("untrained", shape.clone(), &weights, precision, &self.device)?;
                     (RunModel { transformer: &untrained, peft: None }, texts)
                 }
             };
@@ -157,7 +157,7 @@ impl Work<'_> {
             names,
             points,
             args.seed,
-            format!("{:?}", args.dtype),
+            device::computed(args.precision(), &self.device),
             frozen,
             reference.map(|r| &r.name),
         ]);
@@ -262,7 +262,12 @@ impl Work<'_> {
     ) -> Result<()> {
         let Some(count) = self.args.audit else { return Ok(()) };
         let drawn = scan(texts, count, self.args.seed)?.lookup;
-        let exact = open::model(&spec.model, spec.revision.as_deref(), DType::F64, &self.device)?;
+        // The same weights, in whatever they are stored.
+        let own = self.args.precision();
+        let base = if own.base == own.compute { DType::F64 } else { own.base };
+        let exact = Precision { base, compute: DType::F64 };
+        device::check(exact, &self.device).context("--audit")?;
+        let exact = open::model(&spec.model, spec.revision.as_deref(), exact, &self.device)?;
         let exact_peft = spec.adapter.as_deref().map(|folder| load_adapter(folder, &exact.transformer)).transpose()?;
         let models = Precisions {
             model: RunModel { transformer: &model.transformer, peft },

@@ -18,7 +18,7 @@ use crate::analysis::token_pairs::{PairRequest, RunPairs};
 use crate::analysis::token_text::TokenTexts;
 use crate::cli::progress::Progress;
 use crate::cli::states::StatesSpec;
-use crate::cli::{open, texts};
+use crate::cli::{device, open, texts};
 use crate::measures::{Measure, Need};
 use crate::model::LoadedModel;
 use crate::peft::{Peft, load_adapter};
@@ -40,6 +40,8 @@ pub(super) struct Done {
     pub(super) request: PairRequest,
     /// What the modules of runs with an initial residual read of h0.
     pub(super) residual: Vec<ResidualRow>,
+    /// Where it was computed.
+    pub(super) device: String,
 }
 
 /// A model with the name that it was asked for by.
@@ -53,7 +55,8 @@ pub(super) fn measure(
     reference: usize,
     quiet: bool,
 ) -> Result<Done> {
-    let device = open::device(&args.device)?;
+    let (place, precision) = (device::open(&args.device)?, args.precision());
+    device::check(precision, &place)?;
     let frozen =
         args.means.as_deref().map(|path| Ok::<_, anyhow::Error>((path, MeansFile::read(path)?))).transpose()?;
     let request = args.pairs.request(args.states.save_states.is_some())?;
@@ -64,7 +67,7 @@ pub(super) fn measure(
         args,
         measures,
         frozen,
-        device,
+        device: place,
         progress: Progress::new("texts", quiet, Duration::from_secs(args.progress_every)),
         done: 0,
         means: MeansFile::default(),
@@ -83,7 +86,7 @@ pub(super) fn measure(
         let model = match current.take() {
             Some((known, model)) if known == key => model,
             _ => {
-                let model = Rc::new(open::model(&spec.model, key.1, args.dtype.into(), &work.device)?);
+                let model = Rc::new(open::model(&spec.model, key.1, precision, &work.device)?);
                 let architecture = model.transformer.architecture();
                 args.layers.check(architecture.layers, &spec.model).map_err(|e| anyhow!(e))?;
                 let missing = args.sites.check(&args.layers, architecture, &spec.model).map_err(|e| anyhow!(e))?;
@@ -106,7 +109,7 @@ pub(super) fn measure(
         request.check(&texts)?;
         work.progress.expect(amounts.found(place, found.texts, has_residual(peft.as_ref())));
         let identity = identity(spec, &model)?;
-        let made_from = made_from(&identity, &args.dtype_name());
+        let made_from = made_from(&identity, &device::computed(precision, &work.device));
         let (name, batch_size) = (spec.name.as_str(), args.batch_size);
         let run = SavedRun { name, model: &model, peft: peft.as_ref(), made_from: &made_from, batch_size };
         let plan = work.plan(&model.transformer);
@@ -178,6 +181,7 @@ pub(super) fn measure(
         pairs,
         request,
         residual: work.residual,
+        device: device::name(&work.device),
     })
 }
 

@@ -1,0 +1,70 @@
+//! Rotary position embedding.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, TensorId};
+
+use super::{Composed, wanted, widened};
+use crate::kernels::rope::Rope;
+
+/// The rows of the tables that a batch reads, `[n, 1, half]`.
+#[derive(Clone)]
+struct Angles {
+    table: TensorId,
+    positions: Arc<[u32]>,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+thread_local! {
+    /// Those of the last batch: every layer's queries and keys read the same.
+    static LAST: RefCell<Option<Angles>> = const { RefCell::new(None) };
+}
+
+impl Rope {
+    fn angles(&self) -> Result<Angles> {
+        let last = LAST.take();
+        let known = last.filter(|last| last.table == self.cos.id() && Arc::ptr_eq(&last.positions, &self.positions));
+        let angles = match known {
+            Some(angles) => angles,
+            None => {
+                let rows = Tensor::new(&*self.positions, self.cos.device())?;
+                let read = |table: &Tensor| table.index_select(&rows, 0)?.unsqueeze(1);
+                let (cos, sin) = (read(&self.cos)?, read(&self.sin)?);
+                Angles { table: self.cos.id(), positions: Arc::clone(&self.positions), cos, sin }
+            }
+        };
+        LAST.set(Some(angles.clone()));
+        Ok(angles)
+    }
+
+    /// The inverse of a rotation is its transpose, the rotation by the negative angle.
+    fn turned(&self, x: &Tensor, backwards: bool) -> Result<Tensor> {
+        let Angles { cos, sin, .. } = self.angles()?;
+        let sin = if backwards { sin.neg()? } else { sin };
+        let (n, width) = x.dims2()?;
+        let half = self.cos.dim(1)?;
+        let heads = widened(x)?.reshape((n, width / (2 * half).max(1), 2 * half))?;
+        let (first, second) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
+        let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+        let turned_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[turned_first, turned_second], 2)?.reshape((n, width))?.to_dtype(x.dtype())
+    }
+}
+
+impl Composed<1> for Rope {
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        self.turned(x, false)
+    }
+
+    fn backward(
+        &self,
+        _: [&Tensor; 1],
+        [needed]: [bool; 1],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 1]> {
+        Ok([wanted(needed, || self.turned(gradient, true))?])
+    }
+}

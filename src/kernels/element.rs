@@ -19,6 +19,8 @@ pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + Default {
     fn tanh(self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
+    /// The storage's values, if it holds this type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// The normal distribution function; for `f32` within the error that [`vector::normal_f32`] states.
     fn normal(self) -> Self;
 }
@@ -41,6 +43,12 @@ impl Element for f32 {
     fn sqrt(self) -> Self {
         self.sqrt()
     }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
 }
 
 impl Element for f64 {
@@ -60,6 +68,12 @@ impl Element for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         self.sqrt()
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(values) => Some(values),
+            _ => None,
+        }
     }
 }
 
@@ -89,6 +103,17 @@ pub(super) fn values<'a, T: Element>(storage: &'a CpuStorage, layout: &Layout) -
     match T::cpu_storage_as_slice(storage)?.get(start..end) {
         Some(values) => Ok(values),
         None => bail!("a tensor's layout reaches beyond its storage ({start}..{end})"),
+    }
+}
+
+/// [`values`] to be written.
+pub(super) fn values_mut<'a, T: Element>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a kernel was given a strided tensor to write to")
+    };
+    match T::slice_mut(storage).and_then(|values| values.get_mut(start..end)) {
+        Some(values) => Ok(values),
+        None => bail!("a tensor of another type, or whose layout reaches beyond its storage ({start}..{end})"),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The linear map of a token's features, with gradients only for what is trained.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, InplaceOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
+use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values, values_mut};
 use super::gemm::{Matrix, Threads, gemm, product};
 use super::mixed::{self, widened};
 use super::tape::{self, Reads};
@@ -66,6 +66,34 @@ fn backward<T: Element>(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> Resul
         gradients.1 = Some(tensor(product(rows.t(), x, Threads::All)?, weight)?.to_dtype(weight.dtype())?);
     }
     Ok(gradients)
+}
+
+/// `sum += factor · gradient · weight`: what a linear's result owes to its input, added to what others owe.
+pub(super) fn add_input_gradient(weight: &Tensor, gradient: &Tensor, factor: f64, sum: &Tensor) -> Result<()> {
+    sum.inplace_op1(&AddProduct { weight, gradient: &gradient.contiguous()?, factor })
+}
+
+struct AddProduct<'a> {
+    weight: &'a Tensor,
+    gradient: &'a Tensor,
+    factor: f64,
+}
+
+impl InplaceOp1 for AddProduct<'_> {
+    fn name(&self) -> &'static str {
+        "add_product"
+    }
+
+    fn cpu_fwd(&self, sum: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (n, (outputs, inputs)) = (self.gradient.dim(0)?, self.weight.dims2()?);
+        let (gradient, weight) = (Locked::new(self.gradient), Locked::new(self.weight));
+        by_dtype!(sum.dtype(), self.name(), T => {
+            let weight = weight.widened::<T>()?;
+            let rows = Matrix::new(gradient.values::<T>()?, n, outputs, outputs);
+            let weight = Matrix::new(&weight, outputs, inputs, inputs);
+            gemm(values_mut(sum, layout)?, T::one(), T::from_f64(self.factor), rows, weight, Threads::All)
+        })
+    }
 }
 
 /// The gradient of the bias: the sums of the gradient's columns.

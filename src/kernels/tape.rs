@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
 use candle_core::{
@@ -17,7 +18,7 @@ use candle_core::{
 use half::{bf16, f16};
 
 use super::composed::{Composed, Composing, is_fused};
-use super::element::{Element, values};
+use super::element::{by_dtype, values, values_mut};
 use super::{parallel, vector};
 
 thread_local! {
@@ -56,23 +57,44 @@ fn run<R>(keeps: bool, forward: impl FnOnce() -> R) -> (R, Tape) {
     (result, tape)
 }
 
-/// Gradients by the tensor that they belong to.
+/// Gradients by the tensor that they belong to; outside of a backward pass none shares its memory with another.
 #[derive(Debug, Default)]
-pub struct Gradients(HashMap<TensorId, Tensor>);
+pub struct Gradients(HashMap<TensorId, Arc<Tensor>>);
 
 impl Gradients {
     /// Takes the gradient of `tensor` out, if there is one.
     pub fn take(&mut self, tensor: &Tensor) -> Option<Tensor> {
-        self.0.remove(&tensor.id())
+        self.0.remove(&tensor.id()).map(Arc::unwrap_or_clone)
     }
 
     /// Adds `gradient`, which shares its memory with no other, to what is there.
     pub(crate) fn add(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
-        match self.0.get(&id) {
-            Some(sum) if is_fused(sum) => return sum.inplace_op2(&gradient, &Add),
-            Some(sum) => self.0.insert(id, (sum + gradient)?),
-            None => self.0.insert(id, gradient),
+        self.add_shared(id, Arc::new(gradient))
+    }
+
+    /// As [`Self::add`], of a gradient that others may have too, as its count of references says.
+    fn add_shared(&mut self, id: TensorId, gradient: Arc<Tensor>) -> Result<()> {
+        match self.0.get_mut(&id) {
+            Some(sum) if is_fused(sum) && Arc::strong_count(sum) == 1 => return sum.inplace_op2(&gradient, &Add),
+            Some(sum) => *sum = Arc::new((&**sum + &*gradient)?.detach()),
+            None => {
+                self.0.insert(id, gradient);
+            }
         };
+        Ok(())
+    }
+
+    /// The sum that is there for `id`, if it may be added to in place.
+    fn own(&self, id: TensorId) -> Option<Tensor> {
+        self.0.get(&id).filter(|sum| is_fused(sum) && Arc::strong_count(sum) == 1).map(|sum| Tensor::clone(sum))
+    }
+
+    /// Gives those that share their memory a copy of their own.
+    #[expect(clippy::iter_over_hash_type, reason = "each is looked at by itself")]
+    fn separate(&mut self) -> Result<()> {
+        for sum in self.0.values_mut().filter(|sum| Arc::strong_count(sum) > 1) {
+            *sum = Arc::new(sum.copy()?);
+        }
         Ok(())
     }
 }
@@ -94,16 +116,17 @@ impl Tape {
         while let Some(Node { operation, arguments, id, out }) = self.nodes.pop() {
             let Some(gradient) = gradients.0.remove(&id) else { continue };
             let tensors: Vec<&Tensor> = arguments.iter().map(|(_, tensor)| tensor).collect();
-            let mut passed_on = false;
-            for (found, (id, _)) in operation.backward(&tensors, &out, &gradient)?.into_iter().zip(&arguments) {
+            let sum = arguments.first().and_then(|(id, _)| gradients.own(*id));
+            let found = operation.backward(&tensors, &out, &gradient, sum.as_ref())?;
+            for (found, (id, _)) in found.into_iter().zip(&arguments) {
                 let Some(found) = found else { continue };
-                // An operation may hand its own gradient on; once it is moved, twice it would be shared, and what
-                // is added in place must not be.
-                let again = found.id() == gradient.id() && std::mem::replace(&mut passed_on, true);
-                gradients.add(*id, if again && is_fused(&found) { found.copy()? } else { found })?;
+                // An operation may hand its own gradient on, even to several; most are read and dropped before anyone
+                // adds to them.
+                let handed_on = found.id() == gradient.id();
+                gradients.add_shared(*id, if handed_on { Arc::clone(&gradient) } else { Arc::new(found) })?;
             }
         }
-        Ok(())
+        gradients.separate()
     }
 }
 
@@ -124,8 +147,14 @@ impl<const N: usize> Reads<N> {
 pub(super) trait Operation {
     /// The storage and shape of the result.
     fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)>;
-    /// The gradients of the tracked arguments.
-    fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>>;
+    /// The gradients of the tracked arguments; that of the first may be added to `sum`, where there is one, instead.
+    fn backward(
+        &self,
+        arguments: &[&Tensor],
+        out: &Tensor,
+        gradient: &Tensor,
+        sum: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>>;
 }
 
 struct Unary<C>(C);
@@ -161,33 +190,67 @@ impl<C: CustomOp1> Operation for Unary<C> {
         on_cpu(self.0.name(), arguments, |[(a, al)]| self.0.cpu_fwd(a, al))
     }
 
-    fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        arguments: &[&Tensor],
+        out: &Tensor,
+        gradient: &Tensor,
+        _: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
         let &[a] = arguments else { bail!("{}: takes one argument", self.0.name()) };
         Ok(vec![self.0.bwd(a, out, gradient)?])
     }
 }
 
-impl<C: CustomOp2> Operation for Binary<C> {
+impl<C: CustomOp2 + Composed<2>> Operation for Binary<C> {
     fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)> {
         on_cpu(self.0.name(), arguments, |[(a, al), (b, bl)]| self.0.cpu_fwd(a, al, b, bl))
     }
 
-    fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        arguments: &[&Tensor],
+        out: &Tensor,
+        gradient: &Tensor,
+        sum: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
         let &[a, b] = arguments else { bail!("{}: takes two arguments", self.0.name()) };
+        let a = &without_added(&self.0, [a, b], gradient, sum)?;
         let (a, b) = self.0.bwd(a, b, out, gradient)?;
         Ok(vec![a, b])
     }
 }
 
-impl<C: CustomOp3> Operation for Ternary<C> {
+impl<C: CustomOp3 + Composed<3>> Operation for Ternary<C> {
     fn forward(&self, arguments: &[&Tensor]) -> Result<(Storage, Shape)> {
         on_cpu(self.0.name(), arguments, |[(a, al), (b, bl), (c, cl)]| self.0.cpu_fwd(a, al, b, bl, c, cl))
     }
 
-    fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        arguments: &[&Tensor],
+        out: &Tensor,
+        gradient: &Tensor,
+        sum: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
         let &[a, b, c] = arguments else { bail!("{}: takes three arguments", self.0.name()) };
+        let a = &without_added(&self.0, [a, b, c], gradient, sum)?;
         let (a, b, c) = self.0.bwd(a, b, c, out, gradient)?;
         Ok(vec![a, b, c])
+    }
+}
+
+/// The first argument; one that asks for no gradient if that was added to `sum`.
+fn without_added<const N: usize>(
+    operation: &impl Composed<N>,
+    arguments: [&Tensor; N],
+    gradient: &Tensor,
+    sum: Option<&Tensor>,
+) -> Result<Tensor> {
+    let Some(&first) = arguments.first() else { bail!("an operation without arguments") };
+    match sum {
+        Some(sum) if first.track_op() && operation.add_first(arguments, gradient, sum)? => Ok(first.detach()),
+        _ => Ok(first.clone()),
     }
 }
 
@@ -303,16 +366,10 @@ impl InplaceOp2 for Add {
     }
 
     fn cpu_fwd(&self, a: &mut CpuStorage, al: &Layout, b: &CpuStorage, bl: &Layout) -> Result<()> {
-        fn add<T: Element>(a: &mut [T], b: &[T]) {
-            parallel::for_each_piece(a, |at, a| vector::add(a, parallel::from(b, at)));
-        }
-        let Some((start, end)) = al.contiguous_offsets() else { bail!("add: a strided sum") };
-        let out_of_bounds = || candle_core::Error::Msg("add: a sum beyond its storage".to_owned());
-        match a {
-            CpuStorage::F32(a) => add(a.get_mut(start..end).ok_or_else(out_of_bounds)?, values(b, bl)?),
-            CpuStorage::F64(a) => add(a.get_mut(start..end).ok_or_else(out_of_bounds)?, values(b, bl)?),
-            _ => bail!("add: no kernel for this type"),
-        }
+        by_dtype!(b.dtype(), "add", T => {
+            let b = values::<T>(b, bl)?;
+            parallel::for_each_piece(values_mut::<T>(a, al)?, |at, a| vector::add(a, parallel::from(b, at)));
+        });
         Ok(())
     }
 }

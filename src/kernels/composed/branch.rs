@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::{Composed, wanted, widened};
 use crate::kernels::branch::{AddBranch, MixedLinear};
+use crate::kernels::linear::add_input_gradient;
 
 impl MixedLinear {
     /// `(1 - λ)·x + λ·r`, rounded once.
@@ -31,6 +32,10 @@ fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
 }
 
 impl Composed<2> for MixedLinear {
+    fn add_first(&self, [_, weight]: [&Tensor; 2], gradient: &Tensor, sum: &Tensor) -> Result<bool> {
+        add_input_gradient(weight, gradient, 1.0 - self.lambda, sum).map(|()| true)
+    }
+
     fn forward(&self, [x, weight]: [&Tensor; 2]) -> Result<Tensor> {
         product(&self.mixed(x)?, weight)
     }
@@ -50,6 +55,13 @@ impl Composed<2> for MixedLinear {
 }
 
 impl Composed<3> for AddBranch {
+    fn add_first(&self, _: [&Tensor; 3], gradient: &Tensor, sum: &Tensor) -> Result<bool> {
+        match &self.frozen {
+            Some((weight, _)) => add_input_gradient(weight, gradient, 1.0, sum).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     fn forward(&self, [x, inner, up]: [&Tensor; 3]) -> Result<Tensor> {
         let base = match &self.frozen {
             None => x.clone(),

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{Composed, wanted, widened};
-use crate::kernels::linear::Linear;
+use crate::kernels::linear::{Linear, add_input_gradient};
 
 /// `x · weightᵀ` in the type of `x`.
 fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -18,6 +18,10 @@ fn gradients(x: &Tensor, weight: &Tensor, needed: [bool; 2], gradient: &Tensor) 
 }
 
 impl Composed<2> for Linear {
+    fn add_first(&self, [_, weight]: [&Tensor; 2], gradient: &Tensor, sum: &Tensor) -> Result<bool> {
+        add_input_gradient(weight, gradient, 1.0, sum).map(|()| true)
+    }
+
     fn forward(&self, [x, weight]: [&Tensor; 2]) -> Result<Tensor> {
         product(x, weight)
     }
@@ -34,6 +38,10 @@ impl Composed<2> for Linear {
 }
 
 impl Composed<3> for Linear {
+    fn add_first(&self, [_, weight, _]: [&Tensor; 3], gradient: &Tensor, sum: &Tensor) -> Result<bool> {
+        add_input_gradient(weight, gradient, 1.0, sum).map(|()| true)
+    }
+
     fn forward(&self, [x, weight, bias]: [&Tensor; 3]) -> Result<Tensor> {
         product(x, weight)?.broadcast_add(&bias.to_dtype(x.dtype())?)
     }

@@ -38,6 +38,12 @@ pub(in crate::kernels) trait Composed<const N: usize> {
         is_fused(first)
     }
 
+    /// Adds the gradient of the first argument to `sum`, which is contiguous and shares its memory with no other, if
+    /// the fused kernel can do that without storing it; says whether it did.
+    fn add_first(&self, _arguments: [&Tensor; N], _gradient: &Tensor, _sum: &Tensor) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The result, which must share its memory with no other tensor; the arguments have no history.
     fn forward(&self, arguments: [&Tensor; N]) -> Result<Tensor>;
 
@@ -120,7 +126,13 @@ impl<C: Composed<N>, const N: usize> Operation for Composing<C, N> {
         Ok((take(out)?, shape))
     }
 
-    fn backward(&self, arguments: &[&Tensor], out: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        arguments: &[&Tensor],
+        out: &Tensor,
+        gradient: &Tensor,
+        _: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
         let tracked = self.arguments(arguments, Tensor::track_op)?;
         let arguments = self.arguments(arguments, Tensor::detach)?;
         let gradient = gradient.contiguous()?;

@@ -31,29 +31,25 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
 
 impl Activation {
     fn forward<T: Element>(self, x: &[T]) -> Vec<T> {
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
+        parallel::pieces(x.len(), |at, out| {
             let x = parallel::from(x, at);
             match self {
                 Self::Gelu => vector::gelu(x, out),
                 Self::GeluTanh => vector::gelu_tanh(x, out),
                 Self::Relu => vector::relu(x, out),
             }
-        });
-        out
+        })
     }
 
     fn backward<T: Element>(self, x: &[T], gradient: &[T]) -> Vec<T> {
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
+        parallel::pieces(x.len(), |at, out| {
             let (x, gradient) = (parallel::from(x, at), parallel::from(gradient, at));
             match self {
                 Self::Gelu => vector::gelu_backward(x, gradient, out),
                 Self::GeluTanh => vector::gelu_tanh_backward(x, gradient, out),
                 Self::Relu => vector::relu_backward(x, gradient, out),
             }
-        });
-        out
+        })
     }
 }
 

@@ -92,9 +92,12 @@ impl Attention {
     }
 
     fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
-        let mut out = vec![T::zero(); q.len()];
-        let columns = Columns::new(&mut out, self.shape.heads * self.shape.head_dim);
+        let mut out = Vec::with_capacity(q.len());
+        let columns = Columns::new(&mut out, q.len(), self.shape.heads * self.shape.head_dim);
         self.for_each_task(|scratch, task| forward(task, scratch, [q, k, v], &columns))?;
+        // SAFETY: every row belongs to a sequence and every query head to a key head, hence each element to a task, and
+        // each task has written all of its elements or answered with an error.
+        unsafe { out.set_len(q.len()) };
         Ok(out)
     }
 
@@ -109,17 +112,23 @@ impl Attention {
         let (locked_out, locked_gradient) = (Locked::new(res), Locked::new(gradient));
         let [qs, ks, vs] = &locked;
         let read = [qs.values::<T>()?, ks.values()?, vs.values()?, locked_out.values()?, locked_gradient.values()?];
-        let mut gradients = inputs.map(|t| t.track_op().then(|| vec![T::zero(); t.elem_count()]));
+        let mut gradients = inputs.map(|t| t.track_op().then(|| Vec::with_capacity(t.elem_count())));
         let [dq, dk, dv] = &mut gradients;
-        let width = |heads: usize| heads * self.shape.head_dim;
+        let (width, kv_width) = (q.dim(1)?, k.dim(1)?);
         let columns = [
-            dq.as_deref_mut().map(|dq| Columns::new(dq, width(self.shape.heads))),
-            dk.as_deref_mut().map(|dk| Columns::new(dk, width(self.shape.kv_heads))),
-            dv.as_deref_mut().map(|dv| Columns::new(dv, width(self.shape.kv_heads))),
+            dq.as_mut().map(|dq| Columns::new(dq, q.elem_count(), width)),
+            dk.as_mut().map(|dk| Columns::new(dk, k.elem_count(), kv_width)),
+            dv.as_mut().map(|dv| Columns::new(dv, v.elem_count(), kv_width)),
         ];
         self.for_each_task(|scratch, task| backward(task, scratch, read, &columns))?;
         let [dq, dk, dv] = gradients;
-        let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
+        let wrap = |values: Option<Vec<T>>, like: &Tensor| {
+            let Some(mut values) = values else { return Ok(None) };
+            // SAFETY: as in `forward`, for the queries; the keys and values of a sequence and a key head are one
+            // task's, which has written all of their elements.
+            unsafe { values.set_len(like.elem_count()) };
+            tensor(values, like).map(Some)
+        };
         Ok([wrap(dq, q)?, wrap(dk, k)?, wrap(dv, v)?])
     }
 }

@@ -1,6 +1,7 @@
 //! The part of an attention that one thread computes: the heads of one sequence that share a key head.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use candle_core::{Result, bail};
 
@@ -30,12 +31,12 @@ fn reuse<T: Element>(scratch: &mut Vec<T>, length: usize) -> &mut [T] {
     scratch.get_mut(..length).unwrap_or_default()
 }
 
-/// A row-major matrix that several tasks write at once, each its own columns of its own rows.
+/// A row-major matrix in new memory that several tasks write at once, each its own columns of its own rows.
 pub(super) struct Columns<'a, T> {
-    start: *mut T,
+    start: *mut MaybeUninit<T>,
     length: usize,
     width: usize,
-    borrow: PhantomData<&'a mut [T]>,
+    borrow: PhantomData<&'a mut [MaybeUninit<T>]>,
 }
 
 // SAFETY: the pointer stands for a mutable borrow of elements that may be sent, and `Columns` gives no way to read
@@ -43,9 +44,10 @@ pub(super) struct Columns<'a, T> {
 unsafe impl<T: Send> Sync for Columns<'_, T> {}
 
 impl<'a, T: Element> Columns<'a, T> {
-    /// The matrix in `values`, with `width` columns.
-    pub(super) fn new(values: &'a mut [T], width: usize) -> Self {
-        Self { start: values.as_mut_ptr(), length: values.len(), width, borrow: PhantomData }
+    /// The matrix in the unused capacity of `values`, of `length` elements at most and with `width` columns.
+    pub(super) fn new(values: &'a mut Vec<T>, length: usize, width: usize) -> Self {
+        let values = values.spare_capacity_mut();
+        Self { start: values.as_mut_ptr(), length: length.min(values.len()), width, borrow: PhantomData }
     }
 
     /// Writes `values · factor` into the row from column `column` on.
@@ -60,7 +62,9 @@ impl<'a, T: Element> Columns<'a, T> {
         // SAFETY: the range lies inside the borrowed slice as just checked, nobody reads it during the borrow, and
         // the caller vouches that nobody else writes it.
         let out = unsafe { std::slice::from_raw_parts_mut(self.start.add(start), values.len()) };
-        vector::scaled(values, factor, out);
+        for (out, &value) in out.iter_mut().zip(values) {
+            out.write(value * factor);
+        }
         Ok(())
     }
 }

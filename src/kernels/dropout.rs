@@ -41,11 +41,9 @@ impl Dropout {
     fn mask<T: Element>(&self, x: &[T]) -> Vec<T> {
         let threshold = self.threshold();
         let factor = T::from_f64(1.0 / (1.0 - self.p));
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
+        parallel::pieces(x.len(), |at, out| {
             vector::dropout(parallel::from(x, at), self.key, at as u64, threshold, factor, out);
-        });
-        out
+        })
     }
 }
 

@@ -76,12 +76,25 @@ pub(super) fn gemm<T: Element>(
 /// # Errors
 /// As [`gemm`].
 pub(super) fn product<T: Element>(a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Threads) -> Result<Vec<T>> {
+    scaled_product(T::one(), a, b, threads)
+}
+
+/// `alpha · a · b` as [`product`] gives it.
+///
+/// # Errors
+/// As [`gemm`].
+pub(super) fn scaled_product<T: Element>(
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    threads: Threads,
+) -> Result<Vec<T>> {
     let length = product_length(&a, &b)?;
     let mut out = Vec::with_capacity(length);
     // SAFETY: the vector has room for the product's elements and is its own allocation. With `keep` zero the old values
     // are not read, and every element is written (with an inner dimension of 0 by a zero), so all are initialised.
     counted(&a, &b, threads, || unsafe {
-        write(out.as_mut_ptr(), T::zero(), T::one(), a, b, threads);
+        write(out.as_mut_ptr(), T::zero(), alpha, a, b, threads);
         out.set_len(length);
     });
     Ok(out)

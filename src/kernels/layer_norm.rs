@@ -41,12 +41,10 @@ impl LayerNorm {
 
     fn forward<T: Element>(&self, x: &[T], weight: &[T], bias: &[T]) -> Vec<T> {
         let width = weight.len();
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_row(&mut out, width, |index, out| {
+        parallel::rows(x.len() / width.max(1), width, |index, out| {
             let row = parallel::row(x, index, width);
             vector::layer_norm(row, self.moments(row), weight, bias, out);
-        });
-        out
+        })
     }
 
     fn backward<T: Element>(&self, [x, w, b]: [&Tensor; 3], g: &Tensor) -> Result<[Option<Tensor>; 3]> {
@@ -56,25 +54,22 @@ impl LayerNorm {
         let weight = &*locked.1.widened::<T>()?;
         let mut gradients = [None, None, None];
         if x.track_op() {
-            let mut out = vec![T::zero(); n * width];
-            parallel::for_each_row(&mut out, width, |index, out| {
+            let out = parallel::rows(n, width, |index, out| {
                 let (row, gradient) = (parallel::row(xs, index, width), parallel::row(gradient, index, width));
                 vector::layer_norm_backward(row, self.moments(row), weight, gradient, out);
             });
             gradients[0] = Some(tensor(out, x)?);
         }
         if w.track_op() {
-            // Two numbers a row: its mean and one over its deviation.
-            let mut moments = vec![T::zero(); 2 * n];
-            parallel::for_each_row(&mut moments, 2, |index, out| {
+            let [means, inverses] = parallel::of_rows(n, width, |index| {
                 let (mean, inverse) = self.moments(parallel::row(xs, index, width));
-                out.copy_from_slice(&[mean, inverse]);
+                [mean, inverse]
             });
             let mut out = vec![T::zero(); width];
             parallel::sum_columns(&mut out, n, |index, first, sums| {
                 let at = index * width + first;
                 let (row, gradient) = (parallel::from(xs, at), parallel::from(gradient, at));
-                if let &[mean, inverse] = parallel::row(&moments, index, 2) {
+                if let (Some(&mean), Some(&inverse)) = (means.get(index), inverses.get(index)) {
                     vector::add_normed_products(sums, row, (mean, inverse), gradient);
                 }
             });

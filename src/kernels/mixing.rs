@@ -47,19 +47,11 @@ fn fit(op: &str, a: &Tensor, b: &Tensor) -> Result<()> {
 
 fn combine<T: Element>(a: &[T], fa: f64, b: &[T], fb: f64) -> Vec<T> {
     let (fa, fb) = (T::from_f64(fa), T::from_f64(fb));
-    let mut out = vec![T::zero(); a.len()];
-    parallel::for_each_piece(&mut out, |at, out| {
-        vector::combine(parallel::from(a, at), fa, parallel::from(b, at), fb, out);
-    });
-    out
+    parallel::pieces(a.len(), |at, out| vector::combine(parallel::from(a, at), fa, parallel::from(b, at), fb, out))
 }
 
 fn multiply<T: Element>(values: &[T], factor: f64) -> Vec<T> {
-    let mut out = vec![T::zero(); values.len()];
-    parallel::for_each_piece(&mut out, |at, out| {
-        vector::scaled(parallel::from(values, at), T::from_f64(factor), out);
-    });
-    out
+    parallel::pieces(values.len(), |at, out| vector::scaled(parallel::from(values, at), T::from_f64(factor), out))
 }
 
 /// The gradient of `argument`: `factor` times that of the result.

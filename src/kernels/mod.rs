@@ -10,6 +10,7 @@
 mod activation;
 mod attention;
 mod attention_task;
+mod branch;
 mod composed;
 mod cross_entropy;
 mod dropout;
@@ -33,6 +34,7 @@ mod check;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionShape, attention};
+pub use branch::{Residual, add_branch, linear_with_branch, mixed_linear};
 #[cfg(test)]
 pub(crate) use composed::instead_of_fused;
 pub use composed::wide;

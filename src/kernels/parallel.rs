@@ -1,5 +1,7 @@
 //! How row work is cut into tasks: always in the same places, whatever the number of threads.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::element::Element;
@@ -30,23 +32,91 @@ pub(super) fn from<T>(values: &[T], start: usize) -> &[T] {
     values.get(start..).unwrap_or_default()
 }
 
-/// Calls `row(index, out)` for every row of `out`, which is `[rows, width]`.
-pub(super) fn for_each_row<T: Element>(out: &mut [T], width: usize, row: impl Fn(usize, &mut [T]) + Sync) {
+/// A matrix `[count, width]` of which `row(index, out)` writes every row.
+pub(super) fn rows<T: Element>(count: usize, width: usize, row: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     if width == 0 {
-        return;
-    }
-    if !worth_sharing(out.len()) {
-        for (index, out) in out.chunks_exact_mut(width).enumerate() {
-            row(index, out);
-        }
-        return;
+        return Vec::new();
     }
     let rows = rows_a_task(width);
-    out.par_chunks_mut(rows * width).enumerate().for_each(|(task, out)| {
+    let [out] = collect(count * width, rows * width, worth_sharing(count * width), |task, [out]| {
         for (index, out) in out.chunks_exact_mut(width).enumerate() {
             row(task * rows + index, out);
         }
     });
+    out
+}
+
+/// `N` vectors of `values(row)`, an element each for every row of a matrix `[count, width]` that it reads.
+pub(super) fn of_rows<T: Element, const N: usize>(
+    count: usize,
+    width: usize,
+    values: impl Fn(usize) -> [T; N] + Sync,
+) -> [Vec<T>; N] {
+    let rows = rows_a_task(width);
+    collect(count, rows, worth_sharing(count * width), |task, mut outs| {
+        for index in 0..outs.first().map_or(0, |out| out.len()) {
+            for (out, value) in outs.iter_mut().zip(values(task * rows + index)) {
+                if let Some(out) = out.get_mut(index) {
+                    *out = value;
+                }
+            }
+        }
+    })
+}
+
+/// A vector of which `piece(first_element, out)` writes consecutive pieces; they end in the same places on every
+/// machine.
+pub(super) fn pieces<T: Element>(length: usize, piece: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let [out] = collect(length, TASK, worth_sharing(length), |task, [out]| piece(task * TASK, out));
+    out
+}
+
+/// As [`pieces`], of two vectors that are written in one go.
+pub(super) fn pairs_of_pieces<T: Element>(
+    length: usize,
+    piece: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) -> [Vec<T>; 2] {
+    collect(length, TASK, worth_sharing(length), |task, [first, second]| piece(task * TASK, first, second))
+}
+
+/// `N` vectors of `length` elements, of which `fill(task, outs)` writes `task_length` elements each, on all threads if
+/// `shared`.
+///
+/// A task writes into memory that stays in the cache and is used again, and what it wrote is copied to its place: new
+/// memory need not be filled with zeros first, which one thread alone would do.
+fn collect<T: Element, const N: usize>(
+    length: usize,
+    task_length: usize,
+    shared: bool,
+    fill: impl Fn(usize, [&mut [T]; N]) + Sync,
+) -> [Vec<T>; N] {
+    let mut vectors = [(); N].map(|()| Vec::with_capacity(length));
+    let mut rest = vectors.each_mut().map(|vector| vector.spare_capacity_mut().get_mut(..length).unwrap_or_default());
+    let mut tasks = Vec::with_capacity(length.div_ceil(task_length));
+    for start in (0..length).step_by(task_length) {
+        let size = task_length.min(length - start);
+        tasks.push(rest.each_mut().map(|rest| rest.split_off_mut(..size).unwrap_or_default()));
+    }
+    let scratch = || [(); N].map(|()| vec![T::zero(); task_length.min(length)]);
+    let run = |scratch: &mut [Vec<T>; N], (task, outs): (usize, [&mut [MaybeUninit<T>]; N])| {
+        let size = outs.first().map_or(0, |out| out.len());
+        fill(task, scratch.each_mut().map(|scratch| scratch.get_mut(..size).unwrap_or_default()));
+        for (out, scratch) in outs.into_iter().zip(&*scratch) {
+            out.write_copy_of_slice(scratch.get(..size).unwrap_or_default());
+        }
+    };
+    if shared {
+        tasks.into_par_iter().enumerate().for_each_init(scratch, run);
+    } else {
+        let mut scratch = scratch();
+        tasks.into_iter().enumerate().for_each(|task| run(&mut scratch, task));
+    }
+    for vector in &mut vectors {
+        // SAFETY: the tasks are the vector's first `length` elements without a gap, each was handed to `run`, and
+        // `write_copy_of_slice` either writes all of its elements or panics.
+        unsafe { vector.set_len(length) };
+    }
+    vectors
 }
 
 /// Calls `piece(first_element, out)` for consecutive pieces of `out`; the pieces end in the same places on every

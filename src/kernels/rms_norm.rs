@@ -35,12 +35,10 @@ impl RmsNorm {
 
     fn forward<T: Element>(&self, x: &[T], weight: &[T]) -> Vec<T> {
         let width = weight.len();
-        let mut out = vec![T::zero(); x.len()];
-        parallel::for_each_row(&mut out, width, |index, out| {
+        parallel::rows(x.len() / width.max(1), width, |index, out| {
             let row = parallel::row(x, index, width);
             vector::rms_norm(row, weight, self.inverse(row), out);
-        });
-        out
+        })
     }
 
     fn backward<T: Element>(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -48,21 +46,16 @@ impl RmsNorm {
         let locked = (Locked::new(x), Locked::new(w), Locked::new(g));
         let (xs, gradient) = (locked.0.values::<T>()?, locked.2.values::<T>()?);
         let weight = &*locked.1.widened::<T>()?;
-        let mut inverses = vec![T::zero(); n];
-        parallel::for_each_row(&mut inverses, 1, |index, out| {
-            out.fill(self.inverse(parallel::row(xs, index, width)));
-        });
         let mut gradients = (None, None);
         if x.track_op() {
-            let mut out = vec![T::zero(); n * width];
-            parallel::for_each_row(&mut out, width, |index, out| {
+            let out = parallel::rows(n, width, |index, out| {
                 let (row, gradient) = (parallel::row(xs, index, width), parallel::row(gradient, index, width));
-                let inverse = inverses.get(index).copied().unwrap_or_default();
-                vector::rms_norm_backward(row, weight, gradient, inverse, out);
+                vector::rms_norm_backward(row, weight, gradient, self.inverse(row), out);
             });
             gradients.0 = Some(tensor(out, x)?);
         }
         if w.track_op() {
+            let [inverses] = parallel::of_rows(n, width, |index| [self.inverse(parallel::row(xs, index, width))]);
             let mut out = vec![T::zero(); width];
             parallel::sum_columns(&mut out, n, |index, first, sums| {
                 let at = index * width + first;

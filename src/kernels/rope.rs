@@ -56,17 +56,15 @@ impl Rope {
         let locked = (Locked::new(&self.cos), Locked::new(&self.sin));
         let (cos, sin) = (locked.0.values::<T>()?, locked.1.values::<T>()?);
         let half = self.cos.dim(1)?;
-        let mut out = vec![T::zero(); x.len()];
         let width = x.len() / self.positions.len().max(1);
-        parallel::for_each_row(&mut out, width, |index, out| {
+        Ok(parallel::rows(self.positions.len(), width, |index, out| {
             let position = self.positions.get(index).copied().unwrap_or_default() as usize;
             let (cos, sin) = (parallel::row(cos, position, half), parallel::row(sin, position, half));
             let heads = parallel::row(x, index, width).chunks_exact(2 * half);
             for (x, out) in heads.zip(out.chunks_exact_mut(2 * half)) {
                 vector::rotate(x, cos, sin, sign, out);
             }
-        });
-        Ok(out)
+        }))
     }
 }
 

@@ -24,29 +24,18 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 pub(super) struct SwiGlu;
 
 fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
-    let mut out = vec![T::zero(); gate.len()];
-    parallel::for_each_piece(&mut out, |at, out| {
-        vector::swiglu(parallel::from(gate, at), parallel::from(up, at), out);
-    });
-    out
+    parallel::pieces(gate.len(), |at, out| vector::swiglu(parallel::from(gate, at), parallel::from(up, at), out))
 }
 
 fn backward<T: Element>(gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let locked = (Locked::new(gate), Locked::new(up), Locked::new(g));
     let (gates, ups, gradient) = (locked.0.values::<T>()?, locked.1.values::<T>()?, locked.2.values::<T>()?);
-    let mut gradients = (None, None);
-    if gate.track_op() {
-        let mut out = vec![T::zero(); gates.len()];
-        parallel::for_each_piece(&mut out, |at, out| {
-            let (gates, ups) = (parallel::from(gates, at), parallel::from(ups, at));
-            vector::swiglu_gate_backward(gates, ups, parallel::from(gradient, at), out);
-        });
-        gradients.0 = Some(tensor(out, gate)?);
-    }
-    if up.track_op() {
-        gradients.1 = Some(tensor(forward(gates, gradient), up)?);
-    }
-    Ok(gradients)
+    let [d_gate, d_up] = parallel::pairs_of_pieces(gates.len(), |at, d_gate, d_up| {
+        let (gates, ups) = (parallel::from(gates, at), parallel::from(ups, at));
+        vector::swiglu_backward(gates, ups, parallel::from(gradient, at), d_gate, d_up);
+    });
+    let wrap = |values, like: &Tensor| like.track_op().then(|| tensor(values, like)).transpose();
+    Ok((wrap(d_gate, gate)?, wrap(d_up, up)?))
 }
 
 impl CustomOp2 for SwiGlu {

@@ -20,17 +20,13 @@ pub fn tanh(x: &Tensor) -> Result<Tensor> {
 pub(super) struct Tanh;
 
 fn forward<T: Element>(x: &[T]) -> Vec<T> {
-    let mut out = vec![T::zero(); x.len()];
-    parallel::for_each_piece(&mut out, |at, out| vector::tanh(parallel::from(x, at), out));
-    out
+    parallel::pieces(x.len(), |at, out| vector::tanh(parallel::from(x, at), out))
 }
 
 fn backward<T: Element>(y: &[T], gradient: &[T]) -> Vec<T> {
-    let mut out = vec![T::zero(); y.len()];
-    parallel::for_each_piece(&mut out, |at, out| {
+    parallel::pieces(y.len(), |at, out| {
         vector::tanh_backward(parallel::from(y, at), parallel::from(gradient, at), out);
-    });
-    out
+    })
 }
 
 impl CustomOp1 for Tanh {

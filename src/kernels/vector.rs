@@ -418,11 +418,14 @@ vectorised! {
         }
     }
 
-    /// The gradient of the gate: `out = gradient · up · s · (1 + gate · (1 - s))` with `s = sigmoid(gate)`.
-    fn swiglu_gate_backward<T>(gate: &[T], up: &[T], gradient: &[T], out: &mut [T]) {
-        for (((out, &gate), &up), &gradient) in out.iter_mut().zip(gate).zip(up).zip(gradient) {
+    /// Both gradients: with `s = sigmoid(gate)`, `d_gate = gradient · up · s · (1 + gate · (1 - s))` and
+    /// `d_up = gate · s · gradient`.
+    fn swiglu_backward<T>(gate: &[T], up: &[T], gradient: &[T], d_gate: &mut [T], d_up: &mut [T]) {
+        let outs = d_gate.iter_mut().zip(d_up);
+        for ((((d_gate, d_up), &gate), &up), &gradient) in outs.zip(gate).zip(up).zip(gradient) {
             let s = sigmoid(gate);
-            *out = gradient * up * s * (T::one() + gate * (T::one() - s));
+            *d_gate = gradient * up * s * (T::one() + gate * (T::one() - s));
+            *d_up = gate * s * gradient;
         }
     }
 
@@ -533,8 +536,9 @@ mod tests {
                 let mut out = vec![0.0; length];
                 swiglu(&a, &b, &mut out);
                 all.extend(&out);
-                swiglu_gate_backward(&a, &b, &a, &mut out);
-                all.extend(&out);
+                let mut other = vec![0.0; length];
+                swiglu_backward(&a, &b, &a, &mut out, &mut other);
+                all.extend(out.iter().chain(&other));
                 tanh(&a, &mut out);
                 all.extend(&out);
                 rms_norm_backward(&a, &b, &a, 0.3, &mut out);

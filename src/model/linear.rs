@@ -22,6 +22,15 @@ impl Linear {
         kernels::linear(x, &self.weight, self.bias.as_ref())
     }
 
+    /// [`Self::base`] and what a branch adds: `scale · inner · upᵀ`.
+    pub(crate) fn base_with_branch(&self, x: &Tensor, branch: (&Tensor, &Tensor), scale: f64) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
+        if self.weight.track_op() || bias.is_some_and(Tensor::track_op) {
+            return kernels::add_branch(&self.base(x)?, branch.0, branch.1, scale);
+        }
+        kernels::linear_with_branch(x, &self.weight, bias, branch, scale)
+    }
+
     /// What the input's columns `first..first + count` of `x`, which has all of them, contribute by the base
     /// weights; the bias belongs to none.
     pub(super) fn base_columns(&self, x: &Tensor, first: usize, count: usize) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use super::Dose;
 use super::config::{Arm, ResidualConfig};
 use crate::data::Packed;
-use crate::kernels;
+use crate::kernels::{self, Residual};
 use crate::model::Transformer;
 use crate::random::stream;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -97,6 +97,14 @@ impl InitialResidual {
     /// The same λ with nothing to read; `None` if it reads nothing as it is.
     pub(crate) fn without_source(&self) -> Option<Self> {
         (self.lambda != 0.0 && self.arm != Arm::None).then(|| Self { arm: Arm::None, ..self.clone() })
+    }
+
+    /// What is mixed into the input `x`; `None` where λ is 0.
+    pub(crate) fn for_input(&self, x: &Tensor) -> Result<Option<Residual>> {
+        if self.lambda == 0.0 {
+            return Ok(None);
+        }
+        Ok(Some(Residual { lambda: self.lambda, source: self.source_for(x)? }))
     }
 
     /// `(1−λ)·x + λ·r`; λ = 0 is `x` itself.

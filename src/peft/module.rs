@@ -68,49 +68,51 @@ impl Module {
         Ok(Self::new(planned, method, down, up))
     }
 
-    /// The branch's output for its own input `x`, unscaled.
-    fn branch(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
+    /// What the branch's last matrix reads, for its own input `x`: `[tokens, width]`.
+    fn inner(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
         let residual = state.residual.as_ref().filter(|_| self.planned.residual == Mixing::Mixed);
         let residual = residual.map(|residual| residual.in_block(self.planned.layer));
-        let mixed = match residual {
-            Some(residual) => residual.mix(x)?,
-            None => x.clone(),
+        let dropout = match (self.method, state.dropout) {
+            (Method::Lora { dropout, .. }, Some(key)) if dropout > 0.0 => Some((dropout, key)),
+            _ => None,
         };
+        let mix = || residual.map_or_else(|| Ok(x.clone()), |residual| residual.mix(x));
         if let Some((observer, h0)) = &state.observed {
-            observer.observe(&BranchPass { module: self, residual, h0, input: x, mixed: &mixed })?;
+            observer.observe(&BranchPass { module: self, residual, h0, input: x, mixed: &mix()? })?;
         }
-        let inner = match self.method {
-            Method::Lora { dropout, .. } => {
-                let input = match state.dropout {
-                    Some(key) if dropout > 0.0 => kernels::dropout(&mixed, dropout, key.mask(&self.planned.path))?,
-                    _ => mixed,
-                };
-                kernels::linear(&input, &self.down, None)?
+        let inner = if let Some((dropout, key)) = dropout {
+            kernels::linear(&kernels::dropout(&mix()?, dropout, key.mask(&self.planned.path))?, &self.down, None)?
+        } else {
+            match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
+                Some(residual) => kernels::mixed_linear(x, &self.down, &residual)?,
+                None => kernels::linear(x, &self.down, None)?,
             }
-            Method::Adapter { .. } => return self.output(&mixed),
         };
-        kernels::linear(&inner, &self.up, None)
+        self.activated(inner)
+    }
+
+    /// What stands between the two matrices.
+    fn activated(&self, inner: Tensor) -> Result<Tensor> {
+        match self.method {
+            Method::Lora { .. } => Ok(inner),
+            Method::Adapter { .. } => kernels::tanh(&inner),
+        }
     }
 
     /// The branch's output for what it reads after the mix, unscaled and without dropout.
     pub(super) fn output(&self, mixed: &Tensor) -> Result<Tensor> {
-        let inner = kernels::linear(mixed, &self.down, None)?;
-        let inner = match self.method {
-            Method::Lora { .. } => inner,
-            Method::Adapter { .. } => kernels::tanh(&inner)?,
-        };
-        kernels::linear(&inner, &self.up, None)
+        kernels::linear(&self.activated(kernels::linear(mixed, &self.down, None)?)?, &self.up, None)
     }
 
     /// The linear together with the branch.
     pub(crate) fn forward(&self, linear: &Linear, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
         let scale = self.method.scale();
         match self.planned.position {
-            Position::Beside => kernels::scaled_add(&linear.base(x)?, &self.branch(x, state)?, scale),
-            Position::Before => linear.base(&kernels::scaled_add(x, &self.branch(x, state)?, scale)?),
+            Position::Beside => linear.base_with_branch(x, (&self.inner(x, state)?, &self.up), scale),
+            Position::Before => linear.base(&kernels::add_branch(x, &self.inner(x, state)?, &self.up, scale)?),
             Position::After => {
                 let y = linear.base(x)?;
-                kernels::scaled_add(&y, &self.branch(&y, state)?, scale)
+                kernels::add_branch(&y, &self.inner(&y, state)?, &self.up, scale)
             }
         }
     }

@@ -17,6 +17,7 @@ use super::tape::Operation;
 mod activation;
 mod attention;
 mod attention_layout;
+mod branch;
 mod cross_entropy;
 mod dropout;
 mod embedding;

@@ -25,7 +25,7 @@ pub struct Residual {
 /// `((1 - λ)·x + λ·r) · weightᵀ` for `x` and `r` `[n, in]` and `weight` `[out, in]`: `[n, out]`.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn mixed_linear(x: &Tensor, weight: &Tensor, residual: &Residual) -> Result<Tensor> {
     const NAME: &str = "mixed_linear";
     let (_, inputs) = matrix_dims(NAME, "x", x)?;
@@ -50,7 +50,7 @@ pub fn mixed_linear(x: &Tensor, weight: &Tensor, residual: &Residual) -> Result<
 /// `base + scale · inner · upᵀ` with `base` `[n, out]`, `inner` `[n, width]`, `up` `[out, width]`.
 ///
 /// # Errors
-/// If the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn add_branch(base: &Tensor, inner: &Tensor, up: &Tensor, scale: f64) -> Result<Tensor> {
     branch(base, None, inner, up, scale)
 }
@@ -58,7 +58,7 @@ pub fn add_branch(base: &Tensor, inner: &Tensor, up: &Tensor, scale: f64) -> Res
 /// `x · weightᵀ + bias + scale · inner · upᵀ` for a `weight` `[out, in]` that is not trained.
 ///
 /// # Errors
-/// If `weight` or `bias` is tracked, the shapes or element types do not fit, or the tensors are not on the CPU.
+/// If `weight` or `bias` is tracked, the shapes or element types do not fit, or the tensors are on different devices.
 pub fn linear_with_branch(
     x: &Tensor,
     weight: &Tensor,
@@ -179,7 +179,7 @@ impl MixedLinear {
                     Ok(sum)
                 }
             })?;
-            gradients[1] = Some(tensor(sum, weight)?.to_dtype(weight.dtype())?);
+            gradients[1] = mixed::in_type_of(Some(tensor(sum, weight)?), weight)?;
         }
         Ok(gradients)
     }
@@ -272,8 +272,8 @@ impl AddBranch {
         if up.track_op() {
             let inner = Locked::new(inner);
             let inner = Matrix::new(inner.values()?, n, width, width);
-            gradients[2] =
-                Some(tensor(scaled_product(scale, rows.t(), inner, Threads::All)?, up)?.to_dtype(up.dtype())?);
+            let sum = tensor(scaled_product(scale, rows.t(), inner, Threads::All)?, up)?;
+            gradients[2] = mixed::in_type_of(Some(sum), up)?;
         }
         Ok(gradients)
     }
@@ -338,9 +338,14 @@ mod tests {
                 let residual = Residual { lambda, source };
                 check::close(&mixed_linear(&x, &w, &residual).unwrap(), &want, 1e-13);
                 check::close(&mixed_linear(&check::strided(&x), &check::offset(&w), &residual).unwrap(), &want, 1e-13);
-                check::gradients(&[&x, &w], |t| mixed_linear(&t[0], &t[1], &residual));
+                let any = |t: &[Tensor]| {
+                    let source = residual.source.as_ref().map(|r| r.to_dtype(t[0].dtype())).transpose()?;
+                    mixed_linear(&t[0], &t[1], &Residual { lambda, source })
+                };
+                check::gradients(&[&x, &w], any);
             }
             let single = |t: &Tensor| Residual { lambda: 0.3, source: Some(r.to_dtype(t.dtype()).unwrap()) };
+            check::mixed(&x, &[&w], |x, w| mixed_linear(x, &w[0], &single(x)));
             check::f32_agrees(&[&x, &w], 1e-5, |t| mixed_linear(&t[0], &t[1], &single(&t[0])));
             check::untracked(&[&x, &w], Untracked(0), |t| mixed_linear(&t[0], &t[1], &single(&t[0])));
             check::untracked(&[&x, &w], Untracked(1), |t| mixed_linear(&t[0], &t[1], &single(&t[0])));
@@ -364,6 +369,12 @@ mod tests {
                 );
                 check::gradients(&[&x, &inner, &up], |t| linear_with_branch(&t[0], &w, bias, (&t[1], &t[2]), 2.5));
                 check::gradients(&[&base, &inner, &up], |t| add_branch(&t[0], &t[1], &t[2], 2.5));
+                check::mixed(&x, &[&up], |x, up| {
+                    let (dtype, stored) = (x.dtype(), up[0].dtype());
+                    let bias = bias.map(|bias| bias.to_dtype(stored)).transpose()?;
+                    let inner = inner.to_dtype(dtype)?;
+                    linear_with_branch(x, &w.to_dtype(stored)?.to_dtype(dtype)?, bias.as_ref(), (&inner, &up[0]), 2.5)
+                });
             }
             let in_type = |t: &Tensor| w.to_dtype(t.dtype()).unwrap();
             let run = |t: &[Tensor]| linear_with_branch(&t[0], &in_type(&t[0]), None, (&t[1], &t[2]), 2.5);

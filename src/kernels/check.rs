@@ -125,7 +125,8 @@ fn sixteen_bits_agree(inputs: &[&Tensor], f: &impl Fn(&[Tensor]) -> Result<Tenso
 }
 
 /// Asserts that weights of every type are read in the type of `x`, by fused and composed kernels: the same bits as
-/// weights that were converted before, and gradients of the weights' own types.
+/// weights that were converted before, and gradients of the weights' own types. Where that type has fewer digits than
+/// the weights, kernels that compute wide may use them, within the roundings of that type.
 pub(super) fn mixed(x: &Tensor, weights: &[&Tensor], f: impl Fn(&Tensor, &[Tensor]) -> Result<Tensor>) {
     for (compute, stored) in [
         (DType::F32, DType::BF16),
@@ -150,11 +151,16 @@ pub(super) fn mixed(x: &Tensor, weights: &[&Tensor], f: impl Fn(&Tensor, &[Tenso
         };
         let (both, dx, dw) = pass(&stored);
         let (one, dx_of_one, dw_of_one) = pass(&read);
-        assert_eq!((both.dtype(), flat(&both)), (compute, flat(&one)));
-        assert_eq!(dx.as_ref().map(flat), dx_of_one.as_ref().map(flat));
+        let tolerance = if compute == DType::BF16 { 2f64.powi(-7) } else { 0.0 };
+        assert_eq!(both.dtype(), compute);
+        close(&both, &flat(&one), tolerance);
+        assert_eq!(dx.is_some(), dx_of_one.is_some());
+        if let (Some(dx), Some(want)) = (&dx, &dx_of_one) {
+            close(dx, &flat(want), tolerance);
+        }
         for ((found, want), weight) in dw.iter().zip(&dw_of_one).zip(&stored) {
             assert_eq!(found.dtype(), weight.dtype());
-            assert_eq!(flat(found), flat(&want.to_dtype(weight.dtype()).unwrap()));
+            close(found, &flat(&want.to_dtype(weight.dtype()).unwrap()), tolerance);
         }
         instead_of_fused(|| {
             let (composed, _, composed_dw) = pass(&stored);

@@ -91,7 +91,7 @@ impl InplaceOp1 for AddProduct<'_> {
             let weight = weight.widened::<T>()?;
             let rows = Matrix::new(gradient.values::<T>()?, n, outputs, outputs);
             let weight = Matrix::new(&weight, outputs, inputs, inputs);
-            gemm(values_mut(sum, layout)?, T::one(), T::from_f64(self.factor), rows, weight, Threads::All)
+            gemm(values_mut(sum, layout)?, T::from_f64(1.0), T::from_f64(self.factor), rows, weight, Threads::All)
         })
     }
 }

@@ -113,8 +113,9 @@ fn block_by_block_has_the_gradients_of_one_graph_over_all() {
                     let error = found.iter().zip(&want).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
                     assert!(error <= tolerance * largest, "{name} {config:?} {tensor}: {error:e} of {largest:e}");
                     // A tied table's four gradients are added one by one where one graph a micro-batch adds two sums
-                    // of two; everything else is added in the same order.
-                    let other_order = config.is_none() && tensor == "model.embed_tokens.weight" && micro.len() > 1;
+                    // of two. What a module owes to its input is added as it is multiplied by 1 - λ, rounded once.
+                    let tied = tensor == "model.embed_tokens.weight" && micro.len() > 1;
+                    let other_order = config.is_some() || tied;
                     assert!(found == want || other_order, "{name} {config:?} {tensor}: other bits");
                 }
             }

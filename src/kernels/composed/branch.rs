@@ -2,24 +2,19 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Composed, wanted, widened};
+use super::{Composed, scaled, wanted, widened};
 use crate::kernels::branch::{AddBranch, MixedLinear};
 
 impl MixedLinear {
     /// What the branch reads, rounded once.
     fn mixed(&self, x: &Tensor) -> Result<Tensor> {
         let kept = (widened(x)? * (1.0 - self.lambda))?;
-        match &self.source {
-            Some(source) => kept + (widened(source)? * self.lambda)?,
-            None => Ok(kept),
-        }?
-        .to_dtype(x.dtype())
+        let mixed = match &self.source {
+            Some(source) => (kept + (widened(source)? * self.lambda)?)?,
+            None => kept,
+        };
+        mixed.to_dtype(x.dtype())
     }
-}
-
-/// `factor · x` in the type of `x`, rounded once.
-fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
-    (widened(x)? * factor)?.to_dtype(x.dtype())
 }
 
 impl Composed<2> for MixedLinear {

@@ -320,6 +320,7 @@ mod tests {
     use super::super::check::{self, Untracked};
     use super::super::{linear, residual_mix, scaled_add};
     use super::*;
+    use candle_core::DType;
 
     fn draw(shape: &[usize], seed: u64) -> Tensor {
         check::normal(shape, seed)
@@ -370,10 +371,9 @@ mod tests {
                 check::gradients(&[&x, &inner, &up], |t| linear_with_branch(&t[0], &w, bias, (&t[1], &t[2]), 2.5));
                 check::gradients(&[&base, &inner, &up], |t| add_branch(&t[0], &t[1], &t[2], 2.5));
                 check::mixed(&x, &[&up], |x, up| {
-                    let (dtype, stored) = (x.dtype(), up[0].dtype());
-                    let bias = bias.map(|bias| bias.to_dtype(stored)).transpose()?;
-                    let inner = inner.to_dtype(dtype)?;
-                    linear_with_branch(x, &w.to_dtype(stored)?.to_dtype(dtype)?, bias.as_ref(), (&inner, &up[0]), 2.5)
+                    let (w, inner) = (w.to_dtype(DType::BF16)?, inner.to_dtype(x.dtype())?);
+                    let bias = bias.map(|bias| bias.to_dtype(DType::F16)).transpose()?;
+                    linear_with_branch(x, &w, bias.as_ref(), (&inner, &up[0]), 2.5)
                 });
             }
             let in_type = |t: &Tensor| w.to_dtype(t.dtype()).unwrap();

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Composed, wanted, widened};
+use super::{Composed, scaled, wanted, widened};
 use crate::kernels::branch::{AddBranch, MixedLinear};
 use crate::kernels::linear::add_input_gradient;
 
@@ -24,11 +24,6 @@ impl MixedLinear {
 /// `x · weightᵀ` in the type of `x`.
 fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.to_dtype(x.dtype())?.t()?)
-}
-
-/// `factor · x` in the type of `x`.
-fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
-    (widened(x)? * factor)?.to_dtype(x.dtype())
 }
 
 impl Composed<2> for MixedLinear {

@@ -2,12 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Composed, wanted, widened};
+use super::{Composed, scaled, wanted, widened};
 use crate::kernels::mixing::{ResidualMix, Scale, ScaledAdd};
-
-fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
-    (widened(x)? * factor)?.to_dtype(x.dtype())
-}
 
 impl Composed<1> for Scale {
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {

@@ -98,6 +98,11 @@ pub(super) fn widened(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(wide(tensor.dtype()))
 }
 
+/// `factor · x` in the type of `x`, rounded once.
+fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
+    (widened(x)? * factor)?.to_dtype(x.dtype())
+}
+
 /// `make` if it is wanted.
 fn wanted(wanted: bool, make: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
     wanted.then(make).transpose()

@@ -54,7 +54,9 @@ class Case:
         """Writes the case's folder; the weights are made once and stay."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         folder = work / self.name
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "model.safetensors").is_file():

@@ -161,8 +161,8 @@ def start_up(table):
     table.row(f"start-up: {weights:.0f} MiB of weights", f"{median('milliseconds'):.1f} ms", "", "", "< 50 ms", median("milliseconds") < 50)
     copies = Ratio([load["peak_mib"] for load in loads], [load["weights_mib"] for load in loads])
     memory = f"{median('peak_mib'):.0f} MiB"
-    # A block of the file for every thread beside the one copy.
-    table.row("its peak memory over the process before", memory, f"{weights:.0f} MiB (the file)", copies, "≤ 1.10", copies.value <= 1.1)
+    # A second copy would make it 2; huge pages that are not full yet count whole.
+    table.row("its peak memory over the process before", memory, f"{weights:.0f} MiB (the file)", copies, "< 1.50", copies.value < 1.5)
 
 
 def arguments():

@@ -1,7 +1,7 @@
 //! Optimizer steps of one case that benches/peer/train.py laid out: their times, losses and peak memory, as JSON.
 //!
 //! `cargo run --release --example train_cost -- CASE_FOLDER [LAMBDA] [--checkpointing]`; with LAMBDA the modules read the
-//! initial residual (policy `all`).
+//! initial residual (policy `all`), and `mixed` lists the layer and the width of every module that does.
 
 #![expect(clippy::print_stdout, reason = "an example speaks to its reader")]
 
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use smooth_probe::data::Example;
 use smooth_probe::model::weights::Weights;
 use smooth_probe::model::{Transformer, families};
-use smooth_probe::peft::{Arm, Method, Peft, PeftConfig, Placement, Policy, ResidualConfig};
+use smooth_probe::peft::{Arm, Method, Mixing, Peft, PeftConfig, Placement, Policy, ResidualConfig};
 use smooth_probe::train::{AdamW, Moments, Subject, train_step};
 use std::path::Path;
 use std::time::Instant;
@@ -56,6 +56,12 @@ fn subject(case: &Case, model: Transformer, lambda: Option<f64>) -> Result<Subje
     Ok(Subject::adapter(model, peft)?)
 }
 
+/// Layer and input width of the modules that the initial residual enters.
+fn mixed(subject: &Subject) -> Vec<(usize, usize)> {
+    let modules = subject.peft().map(|peft| peft.plan().modules.as_slice()).unwrap_or_default();
+    modules.iter().filter(|m| m.residual == Mixing::Mixed).map(|m| (m.layer, m.input)).collect()
+}
+
 /// Resident memory now or at its peak, in MiB; `None` where the system does not say.
 fn memory(key: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -91,6 +97,8 @@ fn main() -> Result<(), Failure> {
     };
     let batches: Vec<Vec<Example>> = case.batches.iter().map(|batch| batch.iter().map(example).collect()).collect();
     let loaded = memory("VmRSS");
+    // The peak from here on, as on the other side; where the system does not have this, loading counts too.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
     let mut moments = Moments::default();
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for (batch, step) in batches.iter().zip(0..) {
@@ -101,6 +109,12 @@ fn main() -> Result<(), Failure> {
         losses.push(report.loss);
     }
     let peak = memory("VmHWM").zip(loaded).map(|(peak, loaded)| peak - loaded);
-    println!("{}", serde_json::json!({"seconds": seconds, "losses": losses, "peak_mib": peak}));
+    let (mixed, trained) = (mixed(&subject), subject.trainable());
+    println!(
+        "{}",
+        serde_json::json!({
+            "seconds": seconds, "losses": losses, "peak_mib": peak, "mixed": mixed, "trained": trained,
+        })
+    );
     Ok(())
 }

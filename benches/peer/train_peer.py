@@ -1,8 +1,10 @@
 """Optimizer steps of one case with torch, transformers and peft, as JSON: the peer of examples/train_cost.rs.
 
-At its best settings on a CPU: fused attention (sdpa) without a mask where all sequences are equally long, fused AdamW,
-no cache, the loss inside the model, gradients set to None. `--sort` pads sequences that were sorted by length before
-they were put into batches, as `group_by_length` does; the batches themselves are the case's.
+At its best settings on a CPU: fused attention (sdpa) that is causal and takes no mask, fused AdamW, no cache, the loss
+inside the model, gradients set to None. Sequences are padded on the right to their batch's longest; no token of a
+sequence sees the padding behind it, and no padding is a target, so that a mask would change nothing but the time.
+`torch.compile` is not used: it compiles anew for every length, for minutes. `--sort N` puts the sequences after the first
+N batches into batches of like lengths, as `group_by_length` does.
 """
 
 import argparse
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
+
+from cases import by_length
+from memory import forget_peak, resident
 
 
 class SeriesAdapter(torch.nn.Module):
@@ -50,42 +55,31 @@ def tuned(model, case):
 def padded(batch):
     longest = max(len(ids) for ids in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
+    labels = torch.full((len(batch), longest), -100)
     for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    labels = ids.masked_fill(mask == 0, -100)
-    return {"input_ids": ids, "labels": labels} | ({} if mask.all() else {"attention_mask": mask})
-
-
-def memory(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    return None
+        ids[row, : len(sequence)] = labels[row, : len(sequence)] = torch.tensor(sequence)
+    return {"input_ids": ids, "labels": labels}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sort", action="store_true", help="batches of like lengths, as group_by_length makes them")
+    parser.add_argument("--sort", type=int, metavar="N", help="batches of like lengths after the first N")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     case = json.loads((args.case / "case.json").read_text())
     batches = case["batches"]
-    if args.sort:
-        size, every = len(batches[0]), sorted((s for batch in batches for s in batch), key=len)
-        batches = [every[i : i + size] for i in range(0, len(every), size)]
+    if args.sort is not None:
+        batches = batches[: args.sort] + by_length(batches[args.sort :])
     model = AutoModelForCausalLM.from_pretrained(args.case, dtype=torch.float32, attn_implementation="sdpa")
     model.config.use_cache = False
     model = tuned(model, case)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=case["learning_rate"], weight_decay=0.0, fused=True)
-    loaded = memory("VmRSS")
-    # The peak from here on.
-    Path("/proc/self/clear_refs").write_text("5")
+    loaded = resident("VmRSS")
+    forget_peak()
     seconds, losses = [], []
     for batch in batches:
         inputs = padded(batch)
@@ -97,7 +91,7 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
-    print(json.dumps({"seconds": seconds, "losses": losses, "peak_mib": memory("VmHWM") - loaded}))
+    print(json.dumps({"seconds": seconds, "losses": losses, "peak_mib": resident("VmHWM") - loaded}))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,15 @@ pub(super) fn report() -> Result<serde_json::Value> {
     if let Some(rate) = profile.product_rate() {
         let Profile { product_seconds, product_gflop, .. } = profile;
         note!(
-            "of which matrix products outside attention: {product_seconds:.2} s, {product_gflop:.1} GFLOP, \
+            "of which matrix products of linears and loss: {product_seconds:.2} s, {product_gflop:.1} GFLOP, \
              {rate:.1} GFLOP/s; one large product in f32 reaches {peak:.1}"
+        );
+    }
+    if let Some(rate) = profile.attention_rate() {
+        let Profile { attention_seconds, attention_gflop, .. } = profile;
+        note!(
+            "of which attention, its softmax with it: {attention_seconds:.2} s, {attention_gflop:.1} GFLOP, \
+             {rate:.1} GFLOP/s"
         );
     }
     let seconds: serde_json::Map<_, _> =
@@ -28,6 +35,9 @@ pub(super) fn report() -> Result<serde_json::Value> {
         "product_seconds": profile.product_seconds,
         "product_gflop": profile.product_gflop,
         "product_gflop_per_second": profile.product_rate(),
+        "attention_seconds": profile.attention_seconds,
+        "attention_gflop": profile.attention_gflop,
+        "attention_gflop_per_second": profile.attention_rate(),
         "peak_gflop_per_second": peak,
     }))
 }

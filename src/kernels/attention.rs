@@ -14,6 +14,7 @@ use super::attention_task::{Columns, Scratch, Task, backward, forward};
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::parallel;
 use super::tape::{self, Reads};
+use crate::profile::AttentionTasks;
 
 const NAME: &str = "attention";
 
@@ -75,26 +76,35 @@ impl Attention {
         sequences.flat_map(|pair| (0..self.shape.kv_heads).map(move |kv_head| task(pair, kv_head))).collect()
     }
 
-    /// Runs every task once, on all threads if there is enough to do; tasks do not share what they write.
+    /// Runs every task once, on all threads if there is enough to do; tasks do not share what they write. Each makes
+    /// `products` products of a block's scores with a head, or to them.
     fn for_each_task<T: Element>(
         &self,
+        products: u64,
         run: impl Fn(&mut Scratch<T>, &Task) -> Result<()> + Sync + Send,
     ) -> Result<()> {
         let tasks = self.tasks();
         let AttentionShape { heads, head_dim, .. } = self.shape;
         let work: usize = tasks.iter().map(|task| task.length * task.length).sum();
-        if parallel::worth_sharing(work / self.shape.kv_heads * heads * head_dim / 8) {
+        let shared = parallel::worth_sharing(work / self.shape.kv_heads * heads * head_dim / 8);
+        let counted = AttentionTasks::new();
+        let run =
+            |scratch: &mut _, task: &_| counted.task(|| products * Task::multiplications(task), || run(scratch, task));
+        let result = if shared {
             tasks.par_iter().try_for_each_init(Scratch::default, run)
         } else {
             let mut scratch = Scratch::default();
             tasks.iter().try_for_each(|task| run(&mut scratch, task))
-        }
+        };
+        // Fewer tasks than threads leave some of them without work.
+        counted.count(if shared { rayon::current_num_threads().min(tasks.len()) } else { 1 });
+        result
     }
 
     fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
         let mut out = Vec::with_capacity(q.len());
         let columns = Columns::new(&mut out, q.len(), self.shape.heads * self.shape.head_dim);
-        self.for_each_task(|scratch, task| forward(task, scratch, [q, k, v], &columns))?;
+        self.for_each_task(2, |scratch, task| forward(task, scratch, [q, k, v], &columns))?;
         // SAFETY: every row belongs to a sequence and every query head to a key head, hence each element to a task, and
         // each task has written all of its elements or answered with an error.
         unsafe { out.set_len(q.len()) };
@@ -120,7 +130,10 @@ impl Attention {
             dk.as_mut().map(|dk| Columns::new(dk, k.elem_count(), kv_width)),
             dv.as_mut().map(|dv| Columns::new(dv, v.elem_count(), kv_width)),
         ];
-        self.for_each_task(|scratch, task| backward(task, scratch, read, &columns))?;
+        let [dq, dk, dv] = columns.each_ref().map(|wanted| u64::from(wanted.is_some()));
+        // The scores again; with a gradient of them, that gradient's own product.
+        let products = 1 + dq.max(dk) + dq + dk + dv;
+        self.for_each_task(products, |scratch, task| backward(task, scratch, read, &columns))?;
         let [dq, dk, dv] = gradients;
         let wrap = |values: Option<Vec<T>>, like: &Tensor| {
             let Some(mut values) = values else { return Ok(None) };
@@ -294,6 +307,14 @@ mod tests {
         });
         let [q, k, v] = [q, k, v].map(|t| t.to_dtype(DType::F32).unwrap());
         assert!(check::flat(&attention(&q, &k, &v, shape, &offsets).unwrap()).iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn multiplications_are_those_of_the_blocks_that_are_not_skipped() {
+        // 130 queries: two blocks of 64 and one of 2; two query heads share the key head.
+        let task = |causal| Task { shape: shape(4, 2, 3, causal), start: 5, length: 130, kv_head: 1 };
+        assert_eq!(task(false).multiplications(), 2 * 3 * 130 * 130);
+        assert_eq!(task(true).multiplications(), 2 * 3 * (64 * 64 + 64 * 128 + 2 * 130));
     }
 
     #[test]

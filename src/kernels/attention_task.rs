@@ -112,6 +112,11 @@ impl Task {
         })
     }
 
+    /// Multiplications of one product between the scores of all blocks and a head.
+    pub(super) fn multiplications(&self) -> u64 {
+        self.blocks().map(|block| block.rows as u64 * block.keys as u64).sum::<u64>() * self.shape.head_dim as u64
+    }
+
     /// `rows` rows of one head of a matrix with `heads` heads, from row `first` of the sequence on.
     fn part<'a, T>(&self, values: &'a [T], heads: usize, head: usize, first: usize, rows: usize) -> Matrix<'a, T> {
         let width = heads * self.shape.head_dim;

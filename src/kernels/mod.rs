@@ -50,5 +50,5 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;
 pub use tanh::tanh;
-pub use tape::Gradients;
-pub(crate) use tape::{Tape, forget, record};
+pub(crate) use tape::forget;
+pub use tape::{Gradients, Tape, record};

@@ -28,7 +28,7 @@ thread_local! {
 
 /// The kernels of a forward pass that have a trainable tensor above them, in their order.
 #[derive(Default)]
-pub(crate) struct Tape {
+pub struct Tape {
     nodes: Vec<Node>,
     /// Whether to keep what is recorded; without, results are only marked as tracked.
     keeps: bool,
@@ -42,7 +42,10 @@ struct Node {
 }
 
 /// Runs `forward` and records its kernels; on this thread alone, and not those of a recording inside it.
-pub(crate) fn record<R>(forward: impl FnOnce() -> R) -> (R, Tape) {
+///
+/// Only kernels may come between the trainable tensors and what [`Tape::backward`] begins with: a recorded pass refuses a
+/// tracked tensor that another operation made.
+pub fn record<R>(forward: impl FnOnce() -> R) -> (R, Tape) {
     run(true, forward)
 }
 
@@ -112,7 +115,7 @@ impl Tape {
     ///
     /// # Errors
     /// If an operation fails.
-    pub(crate) fn backward(mut self, root: &Tensor, seed: Tensor, gradients: &mut Gradients) -> Result<()> {
+    pub fn backward(mut self, root: &Tensor, seed: Tensor, gradients: &mut Gradients) -> Result<()> {
         gradients.add(root.id(), seed)?;
         while let Some(Node { operation, arguments, id, out }) = self.nodes.pop() {
             let Some(gradient) = gradients.0.remove(&id) else { continue };

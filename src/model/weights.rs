@@ -409,6 +409,20 @@ mod tests {
     }
 
     #[test]
+    fn values_that_are_not_finite_are_counted_over_all_of_a_long_tensor() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut values = vec![1.0_f32; 300_001];
+        for index in [0, 131_071, 131_072, 200_000, 300_000] {
+            values[index] = f32::NAN;
+        }
+        let tensor = Tensor::from_vec(values, 300_001, &Device::Cpu).unwrap();
+        save_tensors(&dir.path().join("model.safetensors"), &[("a".to_string(), tensor)].into(), None).unwrap();
+        let read = Weights::open(dir.path()).unwrap().load("a", &[300_001], DType::F64, &Device::Cpu);
+        let message = read.unwrap_err().to_string();
+        assert!(message.contains("tensor a: 5 of 300001 values are NaN or infinite as f64"), "{message}");
+    }
+
+    #[test]
     fn small_files_come_back_as_written_and_byte_for_byte() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));

@@ -157,7 +157,9 @@ fn a_step_in_bf16_is_that_of_f32_within_its_roundings() {
         }
     }
     errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (error, tensor) in errors.iter().rev().take(40) { eprintln!("{error:.4} {tensor}"); }
+    for (error, tensor) in errors.iter().rev().take(40) {
+        eprintln!("{error:.4} {tensor}");
+    }
     let median = errors[errors.len() / 2].0;
     eprintln!("median {median} of {}", errors.len());
     let (worst, tensor) = &errors[errors.len() - 1];

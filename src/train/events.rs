@@ -3,6 +3,7 @@
 use super::TrainError;
 use crate::persist;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -36,6 +37,10 @@ pub struct StepEvent {
     /// The same before the first step; on the first line only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity_before: Option<Vec<Option<f64>>>,
+    /// Seconds by phase ([`crate::profile::Phase::name`]), validation and similarity after the step among them; only
+    /// where a profile is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_seconds: Option<BTreeMap<String, f64>>,
 }
 
 /// The log file, open for appending.
@@ -102,6 +107,7 @@ mod tests {
             val_accuracy: None,
             similarity: Some(vec![Some(0.1), None]),
             similarity_before: None,
+            phase_seconds: None,
         }
     }
 

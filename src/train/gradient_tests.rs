@@ -139,6 +139,45 @@ fn recomputed_blocks_have_the_same_bits() {
     }
 }
 
+/// The examples with a token behind them up to the longest's length; it is no target.
+fn padded(examples: &[Example], pad: u32) -> Vec<Example> {
+    let longest = examples.iter().map(|e| e.ids.len()).max().unwrap();
+    let mut padded = examples.to_vec();
+    for example in &mut padded {
+        example.ids.resize(longest, pad);
+        example.loss.resize(longest, false);
+        example.special.resize(longest, true);
+    }
+    padded
+}
+
+#[test]
+fn a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_form() {
+    let packed = examples();
+    // A causal token sees nothing behind it: whatever stands there, it changes nothing.
+    let forms = [0, 39].map(|pad| padded(&packed, pad));
+    assert!(forms[0].iter().map(|e| e.ids.len()).sum::<usize>() > packed.iter().map(|e| e.ids.len()).sum());
+    let plain = |config: &&Option<PeftConfig>| {
+        let residual = config.as_ref().and_then(|config| config.residual);
+        residual.is_none_or(|residual| matches!(residual.arm, Arm::H0 | Arm::H0Normed))
+    };
+    for config in configs().iter().filter(plain) {
+        let subject = subject("gqa_tied", config.as_ref(), DType::F64);
+        let (want, report) = gradients(&subject, &[packed.iter().collect()], None, 1).unwrap();
+        for form in &forms {
+            let (found, other) = gradients(&subject, &[form.iter().collect()], None, 1).unwrap();
+            assert!((other.loss / report.loss - 1.0).abs() < 1e-12, "{config:?}: {} for {}", other.loss, report.loss);
+            assert_eq!(other.targets, report.targets);
+            for (name, gradient) in &want {
+                let (found, want) = (flat(&found[name]), flat(gradient));
+                let largest = want.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+                let error = found.iter().zip(&want).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+                assert!(error <= 1e-11 * largest, "{config:?} {name}: {error:e} of {largest:e}");
+            }
+        }
+    }
+}
+
 #[test]
 fn nothing_below_the_lowest_trainable_tensor_is_kept() {
     use crate::kernels;

@@ -12,7 +12,7 @@ use crate::measures::{CosineProbe, TokenSet};
 use crate::model::Pass;
 use crate::peft::Peft;
 use crate::persist;
-use crate::profile::{self, Phase};
+use crate::profile::{self, Phase, Profile};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -212,6 +212,7 @@ impl<'a> Trainer<'a> {
             false => None,
         };
         while progress.step < end && !progress.stopped {
+            let profiled = profile::is_on().then(Profile::so_far);
             let mut event = self.step(progress.step, &mut moments)?;
             progress.step = event.step;
             event.similarity_before = before.take();
@@ -223,6 +224,7 @@ impl<'a> Trainer<'a> {
             if watches && due(self.config.probe_every) {
                 event.similarity = Some(self.similarity()?);
             }
+            event.phase_seconds = profiled.map(|before| Profile::so_far().phases_since(&before));
             if let Some(log) = &mut log {
                 log.append(&event)?;
             }
@@ -270,6 +272,7 @@ impl<'a> Trainer<'a> {
             val_accuracy: None,
             similarity: None,
             similarity_before: None,
+            phase_seconds: None,
         })
     }
 

@@ -135,3 +135,30 @@ fn threads_change_no_bit_and_a_changed_setting_is_no_resume() {
     let ended = run(&format!("train {OPTIONS} --data {} --out {} --resume", data.display(), one.display()));
     crate::program::assert_one_line(&ended, &["adapter_model.safetensors", "damaged"], "a damaged checkpoint");
 }
+
+#[test]
+fn threads_change_no_bit_of_a_model_trained_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = instructions(&dir.path().join("data.jsonl"), 40);
+    let outs = [1, 2, 3].map(|threads| {
+        let out = dir.path().join(threads.to_string());
+        let options = "--model embedded --method full --steps 3 --batch-size 4 --accumulate 2 --val-size 4 \
+            --eval-every 2 --probe-every 2 --warmup-steps 0 --lr 1e-3 --cutoff 96 --quiet";
+        succeed(&format!("train {options} --data {} --out {} --threads {threads}", data.display(), out.display()));
+        out
+    });
+    let bytes = |out: &Path| {
+        let names = ["model/model.safetensors", "last/model.safetensors", "last/optimizer.safetensors"];
+        names.map(|name| fs::read(out.join(name)).unwrap())
+    };
+    let figures = |out: &Path| {
+        let keys = ["loss", "grad_norm", "val_loss", "similarity", "similarity_before"];
+        events(out).iter().map(|event| keys.map(|key| event.get(key).cloned())).collect::<Vec<_>>()
+    };
+    let [one, two, three] = &outs;
+    assert_eq!(figures(one).len(), 3);
+    for other in [two, three] {
+        assert!(bytes(one) == bytes(other), "the weights depend on the threads");
+        assert_eq!(figures(one), figures(other));
+    }
+}

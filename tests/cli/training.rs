@@ -221,6 +221,17 @@ fn checkpointing_changes_no_byte_of_the_result() {
     let phases = ["data", "forward", "backward", "optimizer"].map(seconds).iter().sum::<f64>();
     assert!(phases <= steps && phases > 0.5 * steps, "{phases} of {steps}");
     assert!(profile["product_gflop"].as_f64().unwrap() > 0.0);
+    let attention = profile["attention_seconds"].as_f64().unwrap();
+    assert!(attention > 0.0 && attention < seconds("forward") + seconds("backward"), "{attention}");
+    assert!(profile["attention_gflop"].as_f64().unwrap() > 0.0);
+    // Each step has its own share, and the shares make up the whole.
+    for phase in ["data", "forward", "backward", "optimizer", "validation", "probe"] {
+        let sum: f64 = events(&again).iter().map(|e| e["phase_seconds"][phase].as_f64().unwrap()).sum();
+        let whole = seconds(phase);
+        // The similarity before the first step belongs to no step.
+        assert!(sum <= whole + 1e-9 && (phase == "probe" || sum > whole - 1e-9), "{phase}: {sum} of {whole}");
+    }
+    assert!(events(&kept).iter().all(|event| event.get("phase_seconds").is_none()));
     assert!(read_json(&kept.join("manifest.json")).get("profile").is_none());
 }
 

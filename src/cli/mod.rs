@@ -10,6 +10,7 @@ macro_rules! note {
     ($($part:tt)*) => { $crate::cli::print_note(&format!($($part)*)) };
 }
 
+mod doctor;
 mod dose;
 mod inspect;
 mod open;
@@ -62,6 +63,8 @@ enum Verb {
     Pretrain(pretrain::PretrainArgs),
     /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
     Reproduce(reproduce::ReproduceArgs),
+    /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
+    Doctor(doctor::DoctorArgs),
 }
 
 impl Cli {
@@ -82,6 +85,7 @@ impl Cli {
             Verb::Dose(args) => dose::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
+            Verb::Doctor(args) => doctor::run(&args),
         }
     }
 }

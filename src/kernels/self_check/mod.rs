@@ -16,7 +16,7 @@
 //! - against the device's differences: `Σ_A |w| · max(1, |y|) · (1.5·V/h + h⁴/30·M + 4·V)`,
 //! - against the formula's: `Σ_A |w| · max(1, |y|) · (4·V + 1.5·V₆₄/h₆₄ + h₆₄⁴/30·M)`,
 //!
-//! where `w` are the weights with which outputs are summed to a scalar and [`FIFTH`] is `M`, a bound of the fifth
+//! where `w` are the weights with which outputs are summed to a scalar and [`FIFTH`](case::FIFTH) is `M`, a bound of the fifth
 //! derivatives that a test verifies at these points.
 
 mod case;
@@ -24,7 +24,7 @@ mod cases;
 mod formulas;
 
 use candle_core::{DType, Device};
-use case::{Case, FIFTH};
+use case::Case;
 use std::time::Instant;
 
 /// A largest deviation, at the element where it is largest in proportion to what is tolerated there.

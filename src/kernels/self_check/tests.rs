@@ -2,7 +2,7 @@
 
 use super::super::element::{Locked, by_dtype, tensor, values};
 use super::super::tape::{self, Reads};
-use super::case::{Backward, Input, difference, draws, precision};
+use super::case::{Backward, FIFTH, Input, difference, draws, precision};
 use super::*;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};

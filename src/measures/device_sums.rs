@@ -162,6 +162,10 @@ impl BatchRows {
     /// # Errors
     /// A shape does not fit, or the device cannot compute.
     pub fn text_sums(&self, states: &Tensor, references: References<'_>, wanted: Wanted) -> Result<Vec<TextSums>> {
+        if self.rows == 0 {
+            let nothing = |_| TextSums { sets: Vec::new(), place: [0; 3], finite: true };
+            return Ok(self.texts.iter().map(nothing).collect());
+        }
         let (states, mut bad) = self.finite(states)?;
         let (mut norms, unit) = self.unit_rows(&states, 0.0)?;
         for (bad, norm) in bad.iter_mut().zip(&mut norms) {
@@ -302,6 +306,9 @@ impl BatchRows {
         mean: &[f64],
         scale: Option<&[f64]>,
     ) -> Result<Vec<(Vec<f64>, usize)>> {
+        if self.rows == 0 {
+            return Ok(vec![(vec![0.0; mean.len()], 0); self.texts.len()]);
+        }
         let (mut moved, bad) = self.finite(states)?;
         let shape = (1, mean.len());
         for part in self.halves(mean, shape)? {

@@ -140,7 +140,7 @@ fn products_give_what_slices_give() {
 }
 
 #[test]
-fn the_cosine_in_single_precision_is_right_to_seven_digits() {
+fn the_cosine_in_single_precision_is_right_to_six_digits() {
     let mut largest = 0.0_f64;
     for (found, wanted) in both::<f32>(&rows(1), [&rows(2), &rows(3)], Wanted::default()) {
         for set in TokenSet::ALL {
@@ -150,7 +150,9 @@ fn the_cosine_in_single_precision_is_right_to_seven_digits() {
         }
     }
     println!("cosine: {largest:.1e}");
-    assert!(largest < 3e-7, "{largest:e}");
+    // A unit row's length is off by half of its square sum's rounding and by that of its inverse, some 1.2e-7 in all,
+    // and a cosine by twice that; sums over rows and the elements' own roundings come on top.
+    assert!(largest < 5e-7, "{largest:e}");
 }
 
 #[test]
@@ -211,7 +213,9 @@ fn centred<T: WithDType + Real>(scale: Option<&[f64]>) -> f64 {
             }
             if index != 5 {
                 assert_eq!(count, directed);
-                largest = largest.max(apart(&sum, &wanted));
+                // In proportion to the rows: unit vectors that cancel leave a sum that is small beside its parts.
+                let away = sum.iter().zip(&wanted).fold(0.0_f64, |away, (a, b)| away.max((a - b).abs()));
+                largest = largest.max(away / count.max(1) as f64);
             }
         }
     }
@@ -233,4 +237,9 @@ fn nothing_gives_nothing() {
     let empty = BatchRows::new(&[], DType::F32, &Device::Cpu).unwrap();
     let states = Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap();
     assert!(empty.text_sums(&states, References::default(), EVERYTHING).unwrap().is_empty());
+    let nothing = TextRows { special: vec![], span: 0..0 };
+    let one = BatchRows::new(&[(0..0, &nothing)], DType::F32, &Device::Cpu).unwrap();
+    let sums = one.text_sums(&states, References::default(), EVERYTHING).unwrap();
+    assert!(sums.len() == 1 && sums[0].finite && sums[0].set(TokenSet::All).rows == 0);
+    assert_eq!(one.centred_unit_sums(&states, TokenSet::All, &[0.0; 3], None).unwrap(), [(vec![0.0; 3], 0)]);
 }

@@ -64,7 +64,7 @@ fn apart(dtype: DType, measures: &[Measure]) -> Vec<(Measure, f64)> {
             }
         }
     }
-    assert!(compared > 1000, "{compared}");
+    assert!(compared > 200 * measures.len(), "{compared}");
     measures.iter().copied().zip(largest).collect()
 }
 
@@ -77,7 +77,7 @@ fn summed() -> Vec<Measure> {
 fn similarity_is_that_of_slices() {
     let measures = summed();
     assert!(measures.contains(&Measure::CosineCentred) && measures.contains(&Measure::RankResidual));
-    for (dtype, bound) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
+    for (dtype, bound) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
         for (measure, away) in apart(dtype, &measures) {
             println!("{dtype:?} {measure}: {away:.1e}");
             assert!(away < bound, "{measure} in {dtype:?}: {away:e}");

@@ -188,6 +188,18 @@ impl MeasurePlan {
         self.measures.iter().any(|m| m.second_pass())
     }
 
+    /// Whether a pass can measure all that it has to by d-vectors of a text and numbers of a row: the `first`, or
+    /// one with corpus `means`, or both at once.
+    #[must_use]
+    pub fn sums_suffice(&self, first: bool, means: bool) -> bool {
+        let due = self.measures.iter().filter(|m| if m.second_pass() { means } else { first });
+        due.copied().all(|measure| match measure.need() {
+            None => measure.class() == Class::Streaming,
+            Some(Need::Layer0 | Need::H0 | Need::CorpusMean | Need::CorpusDeviation) => true,
+            Some(_) => false,
+        })
+    }
+
     /// Whether a lookup measure is asked for.
     #[must_use]
     pub fn lookups(&self) -> bool {

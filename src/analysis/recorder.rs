@@ -1,5 +1,10 @@
 //! The probe of a measuring run: what a batch's hidden states give, folded into the chunk they belong to.
 
+mod device;
+
+#[cfg(test)]
+pub(super) use device::BY_DEVICE_SUMS;
+
 use super::partner::Partner;
 use super::plan::MeasurePlan;
 use super::pooled::Pooled;
@@ -7,6 +12,7 @@ use super::similarity::EncodedText;
 use super::text_values::{Stage, TextAt, TextResult, gather, text_values};
 use crate::data::Packed;
 use crate::kernels;
+use crate::measures::device_sums::BatchRows;
 use crate::measures::streaming::{States, TextRows};
 use crate::measures::{AttentionMaps, EmbeddingTable, Need, Point, Real, Rows, TokenSet};
 use crate::model::ModelError;
@@ -45,7 +51,11 @@ pub(super) struct Recorder<'a> {
     causal: bool,
     /// The same batch in the reference run, for CKA between the two.
     pub(super) partner: Option<Partner>,
+    /// Whether states on the CPU are measured as those on another device are.
+    pub(super) by_device_sums: bool,
     texts: Vec<BatchText>,
+    /// Which rows of the batch are measured, once states on a device have come.
+    rows: Option<BatchRows>,
     /// For each row of the batch the row that stands in for it, where tokens of different texts are put together.
     stand_ins: Option<Arc<[u32]>>,
     layer0: Option<Tensor>,
@@ -72,7 +82,9 @@ impl<'a> Recorder<'a> {
             table,
             causal,
             partner: None,
+            by_device_sums: false,
             texts: Vec::new(),
+            rows: None,
             stand_ins: None,
             layer0: None,
             h0: None,
@@ -101,7 +113,7 @@ impl<'a> Recorder<'a> {
                 lookup: lookup(text.index),
             })
             .collect();
-        (self.h0, self.layer0, self.maps, self.stand_ins) = (h0, None, None, stand_ins);
+        (self.h0, self.layer0, self.maps, self.stand_ins, self.rows) = (h0, None, None, stand_ins, None);
         if let Some(stand_ins) = &self.stand_ins {
             self.h0 = self.h0.as_ref().map(|h0| moved(h0, stand_ins)).transpose()?;
             // The ids move with the rows, so that a token still stands beside its own embedding.
@@ -188,16 +200,7 @@ impl<'a> Recorder<'a> {
                 text_values(&text_at, plan, stage)
             })
             .collect();
-        for (text, result) in self.texts.iter().zip(&results) {
-            if result.sums.as_ref().is_some_and(|sums| !sums.finite) {
-                let (site, layer) = (at.site, at.layer);
-                return Err(ModelError::NotFinite { text: text.index as usize, site, layer });
-            }
-            let start = text.place * plan.values_a_text() + point * plan.values_a_point();
-            if let Some(cells) = self.result.values.get_mut(start..start + plan.values_a_point()) {
-                cells.iter_mut().zip(&result.values).filter(|(_, v)| !v.is_nan()).for_each(|(cell, v)| *cell = *v);
-            }
-        }
+        self.keep(point, at, &results)?;
         let texts = &self.texts;
         let Some(pooled) = self.result.pooled.get_mut(point) else { return Ok(()) };
         pooled.par_iter_mut().zip(TokenSet::ALL).for_each(|(pooled, set)| {
@@ -222,6 +225,24 @@ impl<'a> Recorder<'a> {
                 }
             }
         });
+        Ok(())
+    }
+}
+
+impl Recorder<'_> {
+    /// Puts the values of the batch's texts at a point in their places, unless a state is not finite.
+    fn keep(&mut self, point: usize, at: Point, results: &[TextResult]) -> Result<(), ModelError> {
+        let plan = self.plan;
+        for (text, result) in self.texts.iter().zip(results) {
+            if result.sums.as_ref().is_some_and(|sums| !sums.finite) {
+                let (site, layer) = (at.site, at.layer);
+                return Err(ModelError::NotFinite { text: text.index as usize, site, layer });
+            }
+            let start = text.place * plan.values_a_text() + point * plan.values_a_point();
+            if let Some(cells) = self.result.values.get_mut(start..start + plan.values_a_point()) {
+                cells.iter_mut().zip(&result.values).filter(|(_, v)| !v.is_nan()).for_each(|(cell, v)| *cell = *v);
+            }
+        }
         Ok(())
     }
 }
@@ -251,6 +272,9 @@ impl Probe for Recorder<'_> {
             self.layer0 = Some(states.clone());
         }
         let Some(point) = self.plan.point(site, layer) else { return Ok(()) };
+        if self.measures_there(&states) {
+            return self.record_there(point, &states, batch);
+        }
         let partner = match &mut self.partner {
             Some(partner) => partner.at(Point { site, layer }),
             None => None,

@@ -3,8 +3,8 @@
 //! Reading a state costs far less than computing it, in any model. The file vanishes with the process, however that
 //! ends. What does not fit is computed again: the values are the same bit for bit.
 
-use super::states_save::free_space;
 use crate::data::Packed;
+use crate::disk::free_space;
 use crate::kernels;
 use crate::model::ModelError;
 use crate::persist::{self, PersistError};

@@ -279,11 +279,24 @@ impl Measured<'_> {
     /// one after another where a chunk's own accumulators are large, or another run goes beside it.
     fn workers(&self, stage: Stage<'_>) -> usize {
         let large = [Need::CentredLayer0, Need::CentredReference].into_iter().any(|need| self.plan.needs(need));
-        let on_cpu = match self.input.source {
+        if large || !self.on_cpu() || self.reference(stage).is_some() { 1 } else { rayon::current_num_threads() }
+    }
+
+    /// Whether the states are on the CPU from the start.
+    fn on_cpu(&self) -> bool {
+        match self.input.source {
             StateSource::Model(model) => model.transformer.embedding().device().is_cpu(),
             StateSource::Stored(_) => true,
-        };
-        if large || !on_cpu || self.reference(stage).is_some() { 1 } else { rayon::current_num_threads() }
+        }
+    }
+
+    /// Whether states on the CPU are measured as those on another device are: in tests that compare the two.
+    fn by_device_sums(&self) -> bool {
+        #[cfg(test)]
+        if self.input.name == super::recorder::BY_DEVICE_SUMS {
+            return true;
+        }
+        false
     }
 
     /// What a chunk gives, alone, and its kept states.
@@ -298,6 +311,7 @@ impl Measured<'_> {
         // Stored states have no attention maps, which alone ask for it.
         let causal = input.source.model().is_none_or(|model| model.transformer.architecture().causal);
         let mut recorder = Recorder::new(self.plan, stage, self.table.as_ref(), causal, chunk.len(), pooled);
+        recorder.by_device_sums = self.by_device_sums();
         let mut kept = self.scratch(stage).map(|_| Vec::new());
         let replayed = self.kept.get(&job.number).zip(input.scratch);
         // Rows can stand in for each other only where they are computed together.
@@ -353,7 +367,9 @@ impl Measured<'_> {
         // A second pass beside another run needs both models.
         let beside = self.input.reference.is_some() && self.plan.needs(Need::CentredReference);
         // Tokens of other texts skip batches, so that kept ones would not be counted alike.
-        self.input.scratch.filter(|_| follows && !beside && !self.input.other_texts)
+        // What can be measured on its device does not leave it: the second pass computes it again.
+        let stays = !self.on_cpu() && self.plan.sums_suffice(true, true);
+        self.input.scratch.filter(|_| follows && !beside && !stays && !self.input.other_texts)
     }
 
     fn forward(

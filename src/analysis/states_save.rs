@@ -2,6 +2,7 @@
 
 use super::states::{StoredText, TOKENS_FILE, file_name};
 use crate::data::Packed;
+use crate::disk::free_space;
 use crate::hash;
 use crate::measures::Point;
 use crate::model::{LoadedModel, ModelError, Pass};
@@ -211,20 +212,6 @@ pub(crate) fn size(bytes: u64) -> String {
         _ => (bytes as f64 / 1e9, "GB"),
     };
     format!("{value:.1} {unit}")
-}
-
-/// The bytes that are free where `folder` is or will be; none where the system does not say.
-#[cfg(unix)]
-pub(super) fn free_space(folder: &Path) -> Option<u64> {
-    let here = Path::new(".");
-    let there = folder.ancestors().find(|path| path.exists()).unwrap_or(here);
-    let found = rustix::fs::statvfs(if there.as_os_str().is_empty() { here } else { there }).ok()?;
-    found.f_bavail.checked_mul(found.f_frsize)
-}
-
-#[cfg(not(unix))]
-pub(super) fn free_space(_: &Path) -> Option<u64> {
-    None
 }
 
 /// Runs the texts through the model and writes the states of the plan's points into `folder`, which appears

@@ -50,36 +50,87 @@ pub struct TextResult {
 /// Measures a text at a point. A pure function: it depends on no other text.
 #[must_use]
 pub fn text_values<T: Real>(at: &TextAt<'_, T>, plan: &MeasurePlan, stage: Stage<'_>) -> TextResult {
-    let mut values = vec![f64::NAN; plan.values_a_point()];
     let sums = stage.first.then(|| text_sums(at.states, at.text, stage.wanted));
     let rows = at.states.values.len() / at.states.width.max(1);
     let members = TokenSet::ALL.map(|set| at.text.of(set, rows));
-    for (index, set) in TokenSet::ALL.into_iter().enumerate() {
-        let Some(positions) = members.get(index) else { continue };
-        let twin = members.iter().take(index).position(|other| other == positions);
+    let mut values = vec![f64::NAN; plan.values_a_point()];
+    for set in TokenSet::ALL {
+        let Some(positions) = members.get(set as usize) else { continue };
         let own = SetAt { at, set, positions, gathered: OnceCell::new() };
         let mut spectra = Spectra::default();
-        for (slot, &measure) in plan.measures.iter().enumerate() {
-            let second = measure.second_pass();
-            // A set with the rows of an earlier one has its values, but where its corpus mean is another.
-            let known = twin.filter(|&twin| !second || same_means(at.point, twin, set, stage.means));
-            let known = known.and_then(|twin| values.get(slot * 3 + twin).copied());
-            let value = match (known, second, stage.means, &sums) {
-                (Some(value), ..) => Some(value),
-                (None, true, Some(means), _) => own.moved(measure, means),
-                (None, false, _, Some(sums)) => sums
-                    .set(set)
-                    .measure(measure)
-                    .or_else(|| own.matrix(measure, &mut spectra))
-                    .or_else(|| own.lookup(measure)),
-                _ => None,
-            };
-            if let (Some(value), Some(cell)) = (value.filter(|v| v.is_finite()), values.get_mut(slot * 3 + index)) {
-                *cell = value;
-            }
-        }
+        let mut value = |measure: Measure| match (measure.second_pass(), stage.means, &sums) {
+            (true, Some(means), _) => own.moved(measure, means),
+            (false, _, Some(sums)) => sums
+                .set(set)
+                .measure(measure)
+                .or_else(|| own.matrix(measure, &mut spectra))
+                .or_else(|| own.lookup(measure)),
+            _ => None,
+        };
+        fill(&mut values, (at.point, &members, set), plan, stage, &mut value);
     }
     TextResult { values, sums }
+}
+
+/// The values of a text at a point from its sums alone; `centred` answers Σ ĥ of the rows less the corpus mean, and
+/// of how many, for a measure that needs it.
+pub(super) fn values_of_sums(
+    (point, text, rows): (Point, &TextRows, usize),
+    sums: Option<TextSums>,
+    plan: &MeasurePlan,
+    stage: Stage<'_>,
+    centred: impl Fn(Measure, TokenSet) -> Option<(Vec<f64>, usize)>,
+) -> TextResult {
+    let members = TokenSet::ALL.map(|set| text.of(set, rows));
+    let mut values = vec![f64::NAN; plan.values_a_point()];
+    for set in TokenSet::ALL {
+        let mut value = |measure: Measure| match &sums {
+            _ if measure.second_pass() => centred(measure, set).and_then(|(sum, n)| pairwise(&sum, n)),
+            Some(sums) => sums.set(set).measure(measure),
+            None => None,
+        };
+        fill(&mut values, (point, &members, set), plan, stage, &mut value);
+    }
+    TextResult { values, sums }
+}
+
+/// Puts the values of one token set in their places. One that holds the rows of an earlier set has its values, but
+/// where its corpus mean is another.
+fn fill(
+    values: &mut [f64],
+    (point, members, set): (Point, &[Vec<usize>; 3], TokenSet),
+    plan: &MeasurePlan,
+    stage: Stage<'_>,
+    value: &mut dyn FnMut(Measure) -> Option<f64>,
+) {
+    let index = set as usize;
+    let twin = members.iter().take(index).position(|other| Some(other) == members.get(index));
+    for (slot, &measure) in plan.measures.iter().enumerate() {
+        let known = twin.filter(|&twin| !measure.second_pass() || same_means(point, twin, set, stage.means));
+        let known = known.and_then(|twin| values.get(slot * 3 + twin).copied());
+        let found = known.or_else(|| value(measure));
+        if let (Some(found), Some(cell)) = (found.filter(|v| v.is_finite()), values.get_mut(slot * 3 + index)) {
+            *cell = found;
+        }
+    }
+}
+
+/// The mean and one over the deviation that a measure of the second pass moves rows by; `None` where it has none of
+/// this width.
+pub(super) fn moves<'m>(
+    measure: Measure,
+    (point, set): (Point, TokenSet),
+    means: &'m RunMeans,
+    width: usize,
+) -> Option<(&'m [f64], Option<Vec<f64>>)> {
+    let mean = means.get(point, set)?;
+    let scale: Option<Vec<f64>> = match measure.need()? {
+        Need::CorpusMean => None,
+        Need::CorpusDeviation => Some(mean.deviation.iter().map(|&d| if d > 0.0 { 1.0 / d } else { 0.0 }).collect()),
+        _ => return None,
+    };
+    let fits = mean.mean.len() == width && scale.as_ref().is_none_or(|scale| scale.len() == width);
+    fits.then_some((mean.mean.as_slice(), scale))
 }
 
 /// Whether two token sets have the same corpus mean, as where every text's first token is its only special one.
@@ -151,19 +202,9 @@ impl<T: Real> SetAt<'_, T> {
     }
 
     fn moved(&self, measure: Measure, means: &RunMeans) -> Option<f64> {
-        let mean = means.get(self.at.point, self.set)?;
-        let scale: Option<Vec<f64>> = match measure.need()? {
-            Need::CorpusMean => None,
-            Need::CorpusDeviation => {
-                Some(mean.deviation.iter().map(|&d| if d > 0.0 { 1.0 / d } else { 0.0 }).collect())
-            }
-            _ => return None,
-        };
         let states = &self.at.states;
-        if mean.mean.len() != states.width || scale.as_ref().is_some_and(|s| s.len() != states.width) {
-            return None;
-        }
-        let (sum, n) = centred_unit_sum(states.values, states.width, self.positions, &mean.mean, scale.as_deref());
+        let (mean, scale) = moves(measure, (self.at.point, self.set), means, states.width)?;
+        let (sum, n) = centred_unit_sum(states.values, states.width, self.positions, mean, scale.as_deref());
         pairwise(&sum, n)
     }
 }

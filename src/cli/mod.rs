@@ -11,6 +11,7 @@ macro_rules! note {
 }
 
 mod device;
+mod doctor;
 mod dose;
 mod inspect;
 mod open;
@@ -63,6 +64,8 @@ enum Verb {
     Pretrain(pretrain::PretrainArgs),
     /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
     Reproduce(reproduce::ReproduceArgs),
+    /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
+    Doctor(doctor::DoctorArgs),
 }
 
 impl Cli {
@@ -83,6 +86,7 @@ impl Cli {
             Verb::Dose(args) => dose::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
+            Verb::Doctor(args) => doctor::run(&args),
         }
     }
 }

@@ -11,6 +11,7 @@ mod attention;
 mod catalogue;
 mod cka;
 mod cosine;
+pub mod device_sums;
 mod dirichlet;
 mod effective_rank;
 mod entries;

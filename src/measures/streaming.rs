@@ -98,9 +98,9 @@ pub struct Residual {
 /// The sums of a text's three token sets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextSums {
-    sets: Vec<SetSums>,
+    pub(super) sets: Vec<SetSums>,
     /// Where in `sets` each token set lies; two that hold the same rows share a place.
-    place: [usize; 3],
+    pub(super) place: [usize; 3],
     /// Whether every measured value is finite.
     pub finite: bool,
 }
@@ -350,6 +350,14 @@ impl SetSums {
             }
         }
         norm.is_finite()
+    }
+
+    /// Lets no measure of these sums be defined any more: a row is not finite.
+    pub(super) fn spoil(&mut self) {
+        for sums in [&mut self.unit_sum, &mut self.sum, &mut self.squares] {
+            sums.fill(f64::NAN);
+        }
+        (self.retention, self.retention_h0, self.residual) = ((f64::NAN, 1), (f64::NAN, 1), None);
     }
 
     /// The mean pairwise cosine.

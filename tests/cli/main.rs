@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_model;
+mod doctor;
 mod dose;
 mod encoder;
 mod full_disk;

@@ -1,0 +1,313 @@
+//! The points at which kernels are checked: widths that are no multiple of a vector, sequences of several lengths,
+//! grouped heads, ids and targets that repeat.
+
+use super::super::{self as kernels, Activation, AttentionShape};
+use super::case::{Backward, Case, Input, draws};
+use super::formulas::{self, both, each};
+use candle_core::{Device, Result, Tensor, bail};
+use std::sync::Arc;
+
+/// Elements of a row: one vector of the widest kind, and a rest.
+const WIDTH: usize = 19;
+const EPS: f64 = 1e-3;
+const FACTOR: f64 = -0.75;
+const LAMBDA: f64 = 0.25;
+
+const HEADS: usize = 2;
+const HEAD_DIM: usize = 8;
+const SCALE: f64 = 0.375;
+/// Sequences of 4, 1 and 4 tokens.
+const OFFSETS: [usize; 4] = [0, 4, 5, 9];
+
+const POSITIONS: [u32; 4] = [0, 3, 1, 3];
+const IDS: [u32; 5] = [5, 0, 5, 5, 2];
+
+/// The head's inner width.
+const HIDDEN: usize = 7;
+const TARGETS: [u32; 4] = [3, 0, 3, 4];
+/// One token counts for nothing.
+const TOKEN_WEIGHTS: [f32; 4] = [0.5, 0.0, 1.0, 0.25];
+
+const DROPPED: f64 = 0.25;
+const KEY: u64 = 0x5eed;
+
+/// A case for each function of [`crate::kernels`], and for each form of those that have several.
+pub(super) fn all() -> Vec<Case> {
+    let mut all = vec![linear(true), linear(false)];
+    all.extend(element_wise());
+    all.extend(norms());
+    all.extend(tables());
+    all.extend([attention(true), attention(false)]);
+    all.extend(losses());
+    all
+}
+
+fn input(shape: &[usize], seed: u64) -> Input {
+    Input { shape: shape.to_vec(), values: draws(shape.iter().product(), seed), learned: true }
+}
+
+fn fixed(shape: &[usize], values: Vec<f64>) -> Input {
+    Input { shape: shape.to_vec(), values, learned: false }
+}
+
+/// As many tensors as a kernel takes.
+fn arguments<const N: usize>(tensors: &[Tensor]) -> Result<[&Tensor; N]> {
+    match tensors.iter().collect::<Vec<_>>().try_into() {
+        Ok(tensors) => Ok(tensors),
+        Err(_) => bail!("{} arguments where {N} are due", tensors.len()),
+    }
+}
+
+/// As many values as a formula takes.
+fn values<'a, const N: usize>(all: &[&'a [f64]]) -> [&'a [f64]; N] {
+    std::array::from_fn(|index| all.get(index).copied().unwrap_or_default())
+}
+
+fn case<const N: usize>(
+    name: (&'static str, &'static str),
+    inputs: [Input; N],
+    roundings: f64,
+    run: impl Fn([&Tensor; N]) -> Result<Tensor> + 'static,
+    formula: fn(&[&[f64]]) -> Vec<f64>,
+) -> Case {
+    Case {
+        kernel: name.0,
+        form: name.1,
+        inputs: inputs.into(),
+        run: Box::new(move |tensors| run(arguments(tensors)?)),
+        backward: Backward::Tape,
+        formula,
+        roundings,
+    }
+}
+
+fn linear(with_bias: bool) -> Case {
+    const IN: usize = 11;
+    let (x, weight, bias) = (input(&[3, IN], 1), input(&[5, IN], 2), input(&[5], 3));
+    // 11 products and their sum, each at most as large as all together: about 11 units.
+    let roundings = 12.0 * 11.0;
+    if with_bias {
+        let run = |[x, weight, bias]: [&Tensor; 3]| kernels::linear(x, weight, Some(bias));
+        return case(("linear", "with bias"), [x, weight, bias], roundings, run, |all| {
+            let [x, weight, bias] = values(all);
+            formulas::linear(x, weight, Some(bias), IN)
+        });
+    }
+    let run = |[x, weight]: [&Tensor; 2]| kernels::linear(x, weight, None);
+    case(("linear", ""), [x, weight], roundings, run, |all| {
+        let [x, weight] = values(all);
+        formulas::linear(x, weight, None, IN)
+    })
+}
+
+fn element_wise() -> Vec<Case> {
+    let shape = [3, WIDTH];
+    let x = || input(&shape, 1);
+    let mut away_from_zero = x();
+    // ReLU has no derivative at 0: further than two steps.
+    away_from_zero.values.iter_mut().filter(|x| x.abs() < 0.125).for_each(|x| *x = 0.125_f64.copysign(*x));
+    let activation = |kind| move |[x]: [&Tensor; 1]| kernels::activation(x, kind);
+    vec![
+        // The kernel's own bound is 4e-7 · |x|, 7 units, and |x| is at most 4.
+        case(("activation", "gelu"), [x()], 28.0, activation(Activation::Gelu), |all| {
+            each(values::<1>(all)[0], formulas::gelu)
+        }),
+        case(("activation", "gelu_tanh"), [x()], 28.0, activation(Activation::GeluTanh), |all| {
+            each(values::<1>(all)[0], formulas::gelu_tanh)
+        }),
+        case(("activation", "relu"), [away_from_zero], 0.0, activation(Activation::Relu), |all| {
+            each(values::<1>(all)[0], |x| x.max(0.0))
+        }),
+        // The kernel's own bound is 4e-7, 7 units.
+        case(("tanh", ""), [x()], 8.0, |[x]| kernels::tanh(x), |all| each(values::<1>(all)[0], f64::tanh)),
+        // exp is 2.5 units off, and the four operations around it one each.
+        case(
+            ("swiglu", ""),
+            [x(), input(&shape, 2)],
+            10.0,
+            |[gate, up]| kernels::swiglu(gate, up),
+            |all| {
+                let [gate, up] = values(all);
+                both(gate, up, |gate, up| formulas::silu(gate) * up)
+            },
+        ),
+        case(
+            ("scale", ""),
+            [x()],
+            2.0,
+            |[x]| kernels::scale(x, FACTOR),
+            |all| each(values::<1>(all)[0], |x| FACTOR * x),
+        ),
+        // Two products of at most 4 and a sum.
+        case(
+            ("scaled_add", ""),
+            [x(), input(&shape, 2)],
+            16.0,
+            |[a, b]| kernels::scaled_add(a, b, FACTOR),
+            |all| {
+                let [a, b] = values(all);
+                both(a, b, |a, b| a + FACTOR * b)
+            },
+        ),
+        case(
+            ("residual_mix", ""),
+            [x(), fixed(&shape, draws(3 * WIDTH, 2))],
+            16.0,
+            |[x, r]| kernels::residual_mix(x, r, LAMBDA),
+            |all| {
+                let [x, r] = values(all);
+                both(x, r, |x, r| (1.0 - LAMBDA) * x + LAMBDA * r)
+            },
+        ),
+        // A factor that is rounded, and a product.
+        case(
+            ("dropout", ""),
+            [x()],
+            2.0,
+            |[x]| kernels::dropout(x, DROPPED, KEY),
+            |all| {
+                let x = values::<1>(all)[0].iter().zip(0..);
+                x.map(|(x, i)| if formulas::uniform(KEY, i) < DROPPED { 0.0 } else { x / (1.0 - DROPPED) }).collect()
+            },
+        ),
+    ]
+}
+
+fn norms() -> Vec<Case> {
+    let (x, weight, bias) = (|| input(&[3, WIDTH], 1), || input(&[WIDTH], 2), input(&[WIDTH], 3));
+    vec![
+        // A sum of 19 squares, of which the root halves the error, and five operations.
+        case(
+            ("rms_norm", ""),
+            [x(), weight()],
+            20.0,
+            |[x, w]| kernels::rms_norm(x, w, EPS),
+            |all| {
+                let [x, weight] = values(all);
+                formulas::rms_norm(x, weight, EPS)
+            },
+        ),
+        // The mean of 19 is 19 units off, which a weight of up to 4 multiplies.
+        case(
+            ("layer_norm", ""),
+            [x(), weight(), bias],
+            100.0,
+            |[x, w, b]| kernels::layer_norm(x, w, b, EPS),
+            |all| {
+                let [x, weight, bias] = values(all);
+                formulas::layer_norm(x, weight, bias, EPS)
+            },
+        ),
+    ]
+}
+
+fn tables() -> Vec<Case> {
+    let half = HEAD_DIM / 2;
+    // Of 21 bits, so that every type holds the same table.
+    let rounded = |x: f64| (x * 2_f64.powi(20)).round() / 2_f64.powi(20);
+    let angles: Vec<f64> = (0..4 * half).map(|i| (i / half) as f64 * 0.1_f64.powi((i % half) as i32)).collect();
+    let (cos, sin) = (each(&angles, |a| rounded(a.cos())), each(&angles, |a| rounded(a.sin())));
+    let positions: Arc<[u32]> = POSITIONS.into();
+    let ids: Arc<[u32]> = IDS.into();
+    vec![
+        // Two products of at most 4 and a sum.
+        case(
+            ("rope", ""),
+            [input(&[4, HEADS * HEAD_DIM], 1), fixed(&[4, half], cos), fixed(&[4, half], sin)],
+            16.0,
+            move |[x, cos, sin]| kernels::rope(x, HEADS, cos, sin, &positions),
+            |all| {
+                let [x, cos, sin] = values(all);
+                formulas::rope(x, cos, sin, &POSITIONS, HEADS)
+            },
+        ),
+        case(
+            ("embedding", ""),
+            [input(&[6, 3], 1)],
+            0.0,
+            move |[weight]| kernels::embedding(weight, &ids),
+            |all| {
+                let weight = values::<1>(all)[0];
+                IDS.iter().flat_map(|&id| weight.iter().skip(id as usize * 3).take(3)).copied().collect()
+            },
+        ),
+    ]
+}
+
+fn attention(causal: bool) -> Case {
+    let shape = AttentionShape { heads: HEADS, kv_heads: 1, head_dim: HEAD_DIM, causal, scale: SCALE };
+    let (offsets, tokens): (Arc<[usize]>, _) = (OFFSETS.into(), 9);
+    let inputs = [input(&[tokens, HEADS * HEAD_DIM], 1), input(&[tokens, HEAD_DIM], 2), input(&[tokens, HEAD_DIM], 3)];
+    let formula: fn(&[&[f64]]) -> Vec<f64> = if causal {
+        |all| formulas::attention(values(all), (HEADS, HEAD_DIM), true, SCALE, &OFFSETS)
+    } else {
+        |all| formulas::attention(values(all), (HEADS, HEAD_DIM), false, SCALE, &OFFSETS)
+    };
+    let form = if causal { "causal" } else { "both ways" };
+    // A score of 8 products is up to 30 units off, the exponents of two of them twice that, and a value of up to 4
+    // multiplies it.
+    case(("attention", form), inputs, 256.0, move |[q, k, v]| kernels::attention(q, k, v, shape, &offsets), formula)
+}
+
+fn losses() -> Vec<Case> {
+    let inputs = || [input(&[4, HIDDEN], 1), input(&[5, HIDDEN], 2)];
+    // A logit of 7 products is up to 56 units off, a loss twice that, and a few more for exp and ln.
+    let roundings = 128.0;
+    let weighed: fn(&[&[f64]]) -> Vec<f64> = |all| {
+        let [hidden, weight] = values(all);
+        let losses = formulas::losses(hidden, weight, &TARGETS, HIDDEN);
+        vec![losses.iter().zip(TOKEN_WEIGHTS).map(|((loss, _), weight)| loss * f64::from(weight)).sum()]
+    };
+    let on_cpu = |values: Vec<f64>| Tensor::from_slice(&values, values.len(), &Device::Cpu);
+    let whole = case(
+        ("linear_cross_entropy", ""),
+        inputs(),
+        roundings,
+        |[hidden, weight]| kernels::linear_cross_entropy(hidden, weight, &TARGETS, &TOKEN_WEIGHTS),
+        weighed,
+    );
+    let at_once = Case {
+        backward: Backward::Own(Box::new(|tensors, factor| {
+            let [hidden, weight] = arguments(tensors)?;
+            let (_, gradients) = kernels::cross_entropy_gradients(hidden, weight, &TARGETS, &TOKEN_WEIGHTS, factor)?;
+            Ok(gradients.into())
+        })),
+        ..case(
+            ("cross_entropy_gradients", ""),
+            inputs(),
+            roundings,
+            move |[hidden, weight]| {
+                on_cpu(vec![kernels::cross_entropy_gradients(hidden, weight, &TARGETS, &TOKEN_WEIGHTS, 1.0)?.0])
+            },
+            weighed,
+        )
+    };
+    let token_losses = case(
+        ("token_losses", ""),
+        inputs(),
+        roundings,
+        move |[hidden, weight]| on_cpu(kernels::token_losses(hidden, weight, &TARGETS)?),
+        |all| {
+            let [hidden, weight] = values(all);
+            formulas::losses(hidden, weight, &TARGETS, HIDDEN).into_iter().map(|(loss, _)| loss).collect()
+        },
+    );
+    let with_hits = case(
+        ("token_losses_and_hits", ""),
+        inputs(),
+        roundings,
+        move |[hidden, weight]| {
+            let (mut losses, hits) = kernels::token_losses_and_hits(hidden, weight, &TARGETS)?;
+            losses.extend(hits.into_iter().map(|hit| f64::from(u8::from(hit))));
+            on_cpu(losses)
+        },
+        |all| {
+            let [hidden, weight] = values(all);
+            let (losses, hits): (Vec<_>, Vec<_>) =
+                formulas::losses(hidden, weight, &TARGETS, HIDDEN).into_iter().unzip();
+            [losses, hits].concat()
+        },
+    );
+    let without_gradient = [token_losses, with_hits].map(|case| Case { backward: Backward::None, ..case });
+    [whole, at_once].into_iter().chain(without_gradient).collect()
+}

@@ -207,7 +207,7 @@ fn of_several(criterion: &mut Criterion) {
     // Backward it fills the whole table.
     let table = [tracked(&[VOCABULARY, WIDTH])];
     bench(criterion, "embedding", (elements, VOCABULARY * WIDTH), &table, |t| match t {
-        [weight] => kernels::embedding(weight, &ids),
+        [weight] => kernels::embedding(weight, &ids, weight.dtype()),
         _ => candle_core::bail!("one argument"),
     });
 }

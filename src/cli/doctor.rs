@@ -1,6 +1,6 @@
 //! `smooth-probe doctor`: what this machine is, and whether the kernels compute what they should on it.
 
-use super::open;
+use super::device;
 use crate::doctor::finding::{Finding, remedy};
 use crate::doctor::{Machine, check_kernels};
 use crate::kernels::{Deviation, KernelCheck};
@@ -19,7 +19,7 @@ pub(super) struct DoctorArgs {
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<()> {
-    let device = open::device(&args.device).map_err(|error| match remedy(&args.device) {
+    let device = device::open(&args.device).map_err(|error| match remedy(&args.device) {
         // Tensor errors carry a backtrace after their first line.
         Some(remedy) => anyhow!("{}; {remedy}", format!("{error:#}").lines().next().unwrap_or_default()),
         None => error,

@@ -1,7 +1,7 @@
 //! The points at which kernels are checked: widths that are no multiple of a vector, sequences of several lengths,
 //! grouped heads, ids and targets that repeat.
 
-use super::super::{self as kernels, Activation, AttentionShape};
+use super::super::{self as kernels, Activation, AttentionShape, Residual};
 use super::case::{Backward, Case, Input, draws};
 use super::formulas::{self, both, each};
 use candle_core::{Device, Result, Tensor, bail};
@@ -34,6 +34,7 @@ const KEY: u64 = 0x5eed;
 /// A case for each function of [`crate::kernels`], and for each form of those that have several.
 pub(super) fn all() -> Vec<Case> {
     let mut all = vec![linear(true), linear(false)];
+    all.extend(branches());
     all.extend(element_wise());
     all.extend(norms());
     all.extend(tables());
@@ -98,6 +99,44 @@ fn linear(with_bias: bool) -> Case {
         let [x, weight] = values(all);
         formulas::linear(x, weight, None, IN)
     })
+}
+
+/// Branches around a linear; a wide one mixes its inputs first, a narrow one multiplies both.
+fn branches() -> Vec<Case> {
+    const IN: usize = 11;
+    const RANK: usize = 2;
+    let mixed = |form, width: usize| {
+        let inputs = [input(&[3, IN], 1), input(&[width, IN], 2), fixed(&[3, IN], draws(3 * IN, 3))];
+        let run = |[x, weight, r]: [&Tensor; 3]| {
+            let residual = Residual { lambda: LAMBDA, source: Some(r.clone()) };
+            kernels::mixed_linear(x, weight, &residual)
+        };
+        case(("mixed_linear", form), inputs, 12.0 * 24.0, run, |all| {
+            let [x, weight, r] = values(all);
+            let mixed: Vec<f64> = x.iter().zip(r).map(|(x, r)| (1.0 - LAMBDA) * x + LAMBDA * r).collect();
+            formulas::linear(&mixed, weight, None, IN)
+        })
+    };
+    fn joined(base: &[f64], inner: &[f64], up: &[f64]) -> Vec<f64> {
+        base.iter().zip(formulas::linear(inner, up, None, RANK)).map(|(base, added)| base + FACTOR * added).collect()
+    }
+    let added = [input(&[3, 5], 1), input(&[3, RANK], 2), input(&[5, RANK], 3)];
+    let run_added = |[base, inner, up]: [&Tensor; 3]| kernels::add_branch(base, inner, up, FACTOR);
+    let around = [input(&[3, IN], 1), fixed(&[5, IN], draws(5 * IN, 2)), input(&[3, RANK], 3), input(&[5, RANK], 4)];
+    let run_around =
+        |[x, weight, inner, up]: [&Tensor; 4]| kernels::linear_with_branch(x, weight, None, (inner, up), FACTOR);
+    vec![
+        mixed("narrow", 5),
+        mixed("wide", 33),
+        case(("add_branch", ""), added, 12.0 * 4.0, run_added, |all| {
+            let [base, inner, up] = values(all);
+            joined(base, inner, up)
+        }),
+        case(("linear_with_branch", ""), around, 12.0 * 15.0, run_around, |all| {
+            let [x, weight, inner, up] = values(all);
+            joined(&formulas::linear(x, weight, None, IN), inner, up)
+        }),
+    ]
 }
 
 fn element_wise() -> Vec<Case> {
@@ -225,7 +264,7 @@ fn tables() -> Vec<Case> {
             ("embedding", ""),
             [input(&[6, 3], 1)],
             0.0,
-            move |[weight]| kernels::embedding(weight, &ids),
+            move |[weight]| kernels::embedding(weight, &ids, weight.dtype()),
             |all| {
                 let weight = values::<1>(all)[0];
                 IDS.iter().flat_map(|&id| weight.iter().skip(id as usize * 3).take(3)).copied().collect()

@@ -1,5 +1,6 @@
 //! The check is a check: it holds for our kernels, and it fails for a kernel that is wrong.
 
+use super::super::composed::Composed;
 use super::super::element::{Locked, by_dtype, tensor, values};
 use super::super::tape::{self, Reads};
 use super::case::{Backward, FIFTH, Input, difference, draws, precision};
@@ -89,6 +90,16 @@ impl CustomOp1 for Scaled {
             let factor = T::from_f64(self.claimed);
             tensor(locked.values::<T>()?.iter().map(|&g| factor * g).collect(), x).map(Some)
         })
+    }
+}
+
+impl Composed<1> for Scaled {
+    fn forward(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        x * self.factor
+    }
+
+    fn backward(&self, _: [&Tensor; 1], _: [bool; 1], _: &Tensor, gradient: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some((gradient * self.claimed)?)])
     }
 }
 

@@ -147,12 +147,15 @@ def step_flop(case, trained, batches):
     return (per_token * tokens + attention) / len(batches)
 
 
-def residual_cost(mixed, tokens):
-    """FLOP, bytes moved and bytes kept that the initial residual adds to a step of `tokens` tokens, in f32.
+# Width of a branch up to which h0 is multiplied by itself instead of mixed in first (src/kernels/branch.rs).
+NARROW = 32
 
-    A mixed module reads x and h0 and writes (1-λ)x + λh0: two multiplications and an addition an element. The backward
-    pass multiplies the gradient by 1-λ, except in the first block, where x hangs on nothing that is trained.
+
+def residual_cost(mixed, tokens, branch):
+    """FLOP and bytes read or written that the initial residual adds to a step of `tokens` tokens, in f32; it keeps nothing.
+
+    Forward and again for the gradient of the branch's first matrix, a module whose branch is `branch` wide multiplies h0
+    with that matrix, or mixes (1-λ)x + λh0, two multiplications and an addition an element, into memory that it frees.
     """
-    forward = sum(width for _, width in mixed) * tokens
-    backward = sum(width for layer, width in mixed if layer > 0) * tokens
-    return 3 * forward + backward, 12 * forward + 8 * backward, 4 * forward
+    elements = 2 * sum(width for _, width in mixed) * tokens
+    return (2 * branch * elements, 4 * elements) if branch <= NARROW else (3 * elements, 12 * elements)

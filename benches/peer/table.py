@@ -52,8 +52,8 @@ class Table:
         lines += ["| work | smooth-probe | peer | ratio | target | met |", "|---|---|---|---|---|---|", *self.rows]
         if self.extra:
             lines += ["", "What the initial residual adds to a step, by formula:", ""]
-            lines += ["| work | mixed modules | extra GFLOP | of the step's | bytes moved, MB | kept, MB |"]
-            lines += ["|---|---|---|---|---|---|", *self.extra]
+            lines += ["| work | mixed modules | extra GFLOP | of the step's | bytes moved, MB |"]
+            lines += ["|---|---|---|---|---|", *self.extra]
         return "\n".join(lines) + "\n"
 
     def write(self):
@@ -110,10 +110,10 @@ def training(table, case):
         table.bounded("with SIBO; peer: our own vanilla", "{:.3f} s a step", seconds["sibo"], seconds["ours"], 1.03)
         tokens = sum(len(s) for batch in timed for s in batch) / len(timed)
         mixed, trained = found["sibo"][0]["mixed"], found["sibo"][0]["trained"]
-        flop, moved, kept = cases.residual_cost(mixed, tokens)
+        flop, moved = cases.residual_cost(mixed, tokens, next(iter(next(iter(case.tuning.values())).values())))
         share = flop / cases.step_flop(case, trained, timed)
         table.extra.append(
-            f"| {case.title} | {len(mixed)} | {flop / 1e9:.3f} | {share:.2%} | {moved / 1e6:.0f} | {kept / 1e6:.0f} |"
+            f"| {case.title} | {len(mixed)} | {flop / 1e9:.3f} | {share:.2%} | {moved / 1e6:.0f} |"
         )
 
 

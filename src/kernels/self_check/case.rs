@@ -52,13 +52,13 @@ pub(super) struct Deviations {
     pub(super) formula: Option<Deviation>,
 }
 
-/// Draws of about unit size that are multiples of 1/256.
+/// Draws of about unit size, at most 4, that are multiples of 2⁻²⁰: products of them do not fit the type, so that a
+/// device that multiplies with fewer digits (TF32) is found out.
 pub(super) fn draws(count: usize, seed: u64) -> Vec<f64> {
+    const UNIT: i32 = 1 << 20;
     let mut rng = crate::random::stream(seed, &["self-check"]);
-    (0..count)
-        .map(|_| (0..4).map(|_| rng.random_range(-256..=256)).sum::<i32>())
-        .map(|sum| f64::from(sum) / 256.0)
-        .collect()
+    let mut draw = || (0..4).map(|_| rng.random_range(-UNIT..=UNIT)).sum::<i32>();
+    (0..count).map(|_| f64::from(draw()) / f64::from(UNIT)).collect()
 }
 
 /// The unit roundoff and the step of the differences.
@@ -177,7 +177,7 @@ impl Case {
             bail!("{} outputs where {} are due", found.len(), wanted.len())
         }
         let rounding = self.roundings * unit;
-        let mut value = Deviation::default();
+        let mut value = Deviation::none();
         for (found, wanted) in found.iter().zip(&wanted) {
             value = value.or((found - wanted).abs(), rounding * wanted.abs().max(1.0));
         }
@@ -189,7 +189,7 @@ impl Case {
         let on_device = 1.5 * rounding / step + truncation(step) + 4.0 * rounding;
         // A formula rounds as often as its kernel.
         let of_formula = 4.0 * rounding + 1.5 * self.roundings.max(1.0) * fine_unit / fine_step + truncation(fine_step);
-        let (mut gradient, mut formula) = (Deviation::default(), Deviation::default());
+        let (mut gradient, mut formula) = (Deviation::none(), Deviation::none());
         let learned = self.inputs.iter().enumerate().filter(|(_, input)| input.learned);
         for ((index, _), own) in learned.zip(&gradients) {
             for (element, &own) in own.iter().enumerate() {

@@ -25,6 +25,7 @@ mod formulas;
 
 use candle_core::{DType, Device};
 use case::Case;
+use std::cmp::Ordering;
 use std::time::Instant;
 
 /// A largest deviation, at the element where it is largest in proportion to what is tolerated there.
@@ -43,7 +44,12 @@ impl Deviation {
         self.largest <= self.tolerance
     }
 
-    /// The worse of this deviation and that of another element.
+    /// No deviation, and nothing known of what is tolerated.
+    fn none() -> Self {
+        Self { largest: 0.0, tolerance: f64::INFINITY }
+    }
+
+    /// The worse of this deviation and that of another element; of two that are none, the less tolerant.
     fn or(self, largest: f64, tolerance: f64) -> Self {
         let other = Self { largest, tolerance };
         let share = |d: &Self| match d.largest {
@@ -51,7 +57,11 @@ impl Deviation {
             largest if largest.is_nan() => f64::INFINITY,
             largest => largest / d.tolerance,
         };
-        if share(&other) > share(&self) { other } else { self }
+        match share(&other).total_cmp(&share(&self)) {
+            Ordering::Greater => other,
+            Ordering::Equal if tolerance < self.tolerance => other,
+            _ => self,
+        }
     }
 }
 

@@ -137,6 +137,22 @@ fn a_wrong_gradient_or_value_fails() {
 }
 
 #[test]
+fn factors_of_eleven_bits_as_in_tf32_fail() {
+    let coarse = |tensor: &Tensor| {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let round = |x: f32| f32::from_bits((x.to_bits() + (1 << 12)) & !((1 << 13) - 1));
+        Tensor::from_vec(values.into_iter().map(round).collect::<Vec<_>>(), tensor.shape(), &Device::Cpu)
+    };
+    for mut case in cases::all().into_iter().filter(|case| case.kernel == "linear" && case.form.is_empty()) {
+        assert!(check(&case, DType::F32, &Device::Cpu).passed());
+        case.backward = Backward::None;
+        case.run = Box::new(move |t| super::super::linear(&coarse(&t[0])?, &coarse(&t[1])?, None));
+        let found = check(&case, DType::F32, &Device::Cpu);
+        assert!(found.error.is_none() && !found.passed(), "{found:?}");
+    }
+}
+
+#[test]
 fn a_missing_gradient_and_a_kernel_that_does_not_run_fail_with_their_reason() {
     let none = Case { backward: Backward::Own(Box::new(|_, _| Ok(vec![None]))), ..twice(2.0, 2.0) };
     let found = check(&none, DType::F64, &Device::Cpu);

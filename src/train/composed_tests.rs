@@ -127,14 +127,15 @@ fn the_gradients_of_a_bert_are_the_same_by_composed_kernels() {
     }
 }
 
-/// The largest relative error of any tensor's gradient in bf16 from that of the same, rounded, weights in f32.
+/// The relative error of a tensor's gradient in bf16 from that of the same, rounded, weights in f32: the most that any
+/// may have, and the median.
 ///
-/// bf16 has 8 bits: a value is off by up to 2⁻⁹, and by about a third of that on average. Each block rounds its stream
-/// some five times forwards and as often backwards, and errors of different roundings add like a random walk: about
-/// 0.1 % times the root of the number of roundings that a gradient has passed, times what cancels in it. For three
-/// blocks that is near 1 %. The worst of these tensors was 3.4 % off.
+/// bf16 has 8 bits: a value is off by up to 2⁻⁹, 0.1 % on average. A gradient of these three blocks has passed some 50
+/// roundings, forwards and backwards, whose errors add like a random walk, to about 1 %; what cancels in a sum adds to
+/// it. Most cancels in what queries and keys get, since the gradients of a row of scores add up to zero: the 20 worst
+/// of 1019 tensors are all but two theirs. Measured: 8.7 % at most, 1.8 % in the median.
 const WORST: f64 = 0.12;
-const MEDIAN: f64 = 0.03;
+const MEDIAN: f64 = 0.025;
 
 #[test]
 fn a_step_in_bf16_is_that_of_f32_within_its_roundings() {
@@ -157,11 +158,7 @@ fn a_step_in_bf16_is_that_of_f32_within_its_roundings() {
         }
     }
     errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (error, tensor) in errors.iter().rev().take(40) {
-        eprintln!("{error:.4} {tensor}");
-    }
     let median = errors[errors.len() / 2].0;
-    eprintln!("median {median} of {}", errors.len());
     let (worst, tensor) = &errors[errors.len() - 1];
     assert!(*worst < WORST, "{tensor}: {worst}");
     assert!(median < MEDIAN && median > MEDIAN / 3.0, "the median is {median}");

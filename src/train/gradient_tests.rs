@@ -105,7 +105,8 @@ fn block_by_block_has_the_gradients_of_one_graph_over_all() {
                 let (found, report) = gradients(&subject, &micro, Some((9, 4)), 1).unwrap();
                 assert_eq!(report.loss, loss, "{name} {config:?}");
                 assert_eq!(found.len(), want.len());
-                let tolerance = if dtype == DType::F64 { 1e-12 } else { 1e-6 };
+                // The same sums in another order of roundings: in f64 as good as none, in f32 some tens of 6e-8.
+                let tolerance = if dtype == DType::F64 { 1e-12 } else { 3e-6 };
                 for (tensor, gradient) in &want {
                     let (found, want) = (flat(&found[tensor]), flat(gradient));
                     let largest = want.iter().fold(0.0_f64, |m, x| m.max(x.abs()));

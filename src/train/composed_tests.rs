@@ -2,7 +2,7 @@
 
 use super::gradient_tests::{configs, examples, flat, golden, model, subject_of};
 use super::optimizer::{AdamW, Moments};
-use super::{StepReport, Subject, gradients, train_step};
+use super::{ProbeSet, StepReport, Subject, evaluate, gradients, train_step};
 use crate::data::{Example, Packed};
 use crate::kernels::{self, Gradients, instead_of_fused};
 use crate::model::weights::{TensorSource, Weights, WeightsError};
@@ -189,6 +189,23 @@ fn a_bf16_base_takes_half_the_memory() {
         tensors.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
     };
     assert_eq!(2 * bytes(MIXED), bytes(DType::F32.into()));
+}
+
+#[test]
+fn weights_under_training_can_be_evaluated_and_probed() {
+    let examples = examples();
+    let texts = examples.iter().map(|e| (e.ids.clone(), e.special.clone())).collect();
+    let (all, probe) = (examples.iter().collect::<Vec<_>>(), ProbeSet { texts });
+    for config in [None, configs().into_iter().flatten().next()] {
+        let subject = subject_of(model("gqa_tied", DType::F64), config.as_ref());
+        let found = || (evaluate(&subject, &all, 3).unwrap(), probe.similarity(&subject, 3).unwrap());
+        let (((loss, accuracy), curve), ((composed_loss, composed_accuracy), composed_curve)) =
+            (found(), instead_of_fused(found));
+        assert!((loss - composed_loss).abs() < 1e-9 && accuracy == composed_accuracy);
+        for (fused, composed) in curve.iter().zip(&composed_curve) {
+            assert!((fused.unwrap() - composed.unwrap()).abs() < 1e-9);
+        }
+    }
 }
 
 #[test]

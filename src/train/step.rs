@@ -144,7 +144,8 @@ pub fn evaluate_examples(
     for group in examples.chunks(batch_size.max(1)) {
         let batch = packed(group);
         let (targets, weights) = targets_and_weights(group);
-        let states = model.hidden_states(&batch, &pass, &mut Silent)?.detach();
+        // Weights under training are tracked; what is only evaluated builds no graph.
+        let states = kernels::forget(|| model.hidden_states(&batch, &pass, &mut Silent))?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
         let wanted: Vec<u32> = targets.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(t, _)| *t).collect();
         let own = group.iter().map(|example| example.loss.iter().skip(1).filter(|&&target| target).count());

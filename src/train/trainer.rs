@@ -8,6 +8,7 @@ use super::schedule::learning_rate;
 use super::step::{evaluate, train_step};
 use super::{Subject, TrainError};
 use crate::data::{EpochOrder, Example, Packed};
+use crate::kernels;
 use crate::measures::{CosineProbe, TokenSet};
 use crate::model::Pass;
 use crate::peft::Peft;
@@ -46,7 +47,7 @@ impl ProbeSet {
         for group in self.texts.chunks(batch_size.max(1)) {
             let batch = Packed::from_sequences(&group.iter().map(|(ids, _)| ids.as_slice()).collect::<Vec<_>>());
             probe.expect(group.iter().map(|(ids, special)| (special.as_slice(), 0..ids.len())));
-            subject.model().hidden_states(&batch, &pass, &mut probe)?;
+            kernels::forget(|| subject.model().hidden_states(&batch, &pass, &mut probe))?;
         }
         Ok(probe.curve(TokenSet::All))
     }

@@ -117,12 +117,12 @@ fn fill(
 
 /// The mean and one over the deviation that a measure of the second pass moves rows by; `None` where it has none of
 /// this width.
-pub(super) fn moves<'m>(
+pub(super) fn moves(
     measure: Measure,
     (point, set): (Point, TokenSet),
-    means: &'m RunMeans,
+    means: &RunMeans,
     width: usize,
-) -> Option<(&'m [f64], Option<Vec<f64>>)> {
+) -> Option<(&[f64], Option<Vec<f64>>)> {
     let mean = means.get(point, set)?;
     let scale: Option<Vec<f64>> = match measure.need()? {
         Need::CorpusMean => None,

@@ -94,7 +94,6 @@ impl Gradients {
     }
 
     /// Gives those that share their memory a copy of their own.
-    #[expect(clippy::iter_over_hash_type, reason = "each is looked at by itself")]
     fn separate(&mut self) -> Result<()> {
         for sum in self.0.values_mut().filter(|sum| Arc::strong_count(sum) > 1) {
             *sum = Arc::new(sum.copy()?);

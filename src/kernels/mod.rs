@@ -8,6 +8,7 @@
 //! than what they are applied to: they are read in its type, and their gradients have their own.
 
 mod activation;
+mod adamw;
 mod attention;
 mod attention_task;
 mod branch;
@@ -34,6 +35,7 @@ mod vector;
 mod check;
 
 pub use activation::{Activation, activation};
+pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionShape, attention};
 pub use branch::{Residual, add_branch, linear_with_branch, mixed_linear};
 #[cfg(test)]

@@ -16,6 +16,11 @@ pub(super) fn worth_sharing(elements: usize) -> bool {
     elements >= SERIAL
 }
 
+/// Elements that a task over `length` elements of several vectors is given; one task does what is not worth sharing.
+pub(super) fn task_length(length: usize) -> usize {
+    if worth_sharing(length) { TASK } else { length.max(1) }
+}
+
 /// Rows of `width` elements that make up one task.
 fn rows_a_task(width: usize) -> usize {
     TASK.div_ceil(width.max(1))

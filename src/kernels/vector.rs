@@ -4,6 +4,7 @@
 //! the second is taken when the processor has both. Sums are kept in [`LANES`] partial sums folded in a fixed order,
 //! and what is fused is fused in both versions, so both return the same bits.
 
+use super::adamw::Factors;
 use super::element::Element;
 
 /// Partial sums of a reduction, a multiple of the widest vector.
@@ -219,6 +220,33 @@ vectorised! {
     fn add<T>(sums: &mut [T], a: &[T]) {
         for (sum, &a) in sums.iter_mut().zip(a) {
             *sum += a;
+        }
+    }
+
+    /// The sum of the squares, in f64.
+    fn sum_of_squares<T>(x: &[T]) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                let x = x.to_f64();
+                *lane += x * x;
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            let x = x.to_f64();
+            *lane += x * x;
+        }
+        lanes.iter().sum()
+    }
+
+    /// A piece of [`super::adamw::adamw`].
+    fn adamw<T>(w: &mut [T], g: &[T], m: &mut [T], v: &mut [T], by: &Factors<T>) {
+        for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * by.clip;
+            *m = by.beta1 * *m + by.rest1 * g;
+            *v = by.beta2 * *v + by.rest2 * g * g;
+            *w = by.keep * *w - by.step * *m / (v.sqrt() / by.root + by.epsilon);
         }
     }
 

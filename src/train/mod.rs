@@ -21,7 +21,7 @@ pub use config::{MethodName, Schedule, SettingError, TrainConfig};
 pub use dtype::{BaseDtypeName, DtypeName};
 pub use error::TrainError;
 pub use events::{StepEvent, read_events};
-pub use optimizer::{AdamW, Moments, clip, gradient_norm};
+pub use optimizer::{AdamW, Moments, clip_factor, gradient_norm};
 pub use schedule::learning_rate;
 pub use step::{Evaluation, ExampleLoss, StepReport, evaluate, evaluate_examples, gradients, train_step};
 pub use subject::Subject;

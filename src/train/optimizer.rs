@@ -1,8 +1,8 @@
 //! AdamW with moments that can be saved (Loshchilov & Hutter 2019; PyTorch's order of operations).
 
 use super::TrainError;
-use crate::kernels;
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
+use crate::kernels::{self, AdamWStep};
+use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// AdamW's constants.
@@ -68,7 +68,7 @@ impl Moments {
         Ok(Self { updates, tensors: moments })
     }
 
-    /// One AdamW update of every variable by its gradient.
+    /// One AdamW update of every variable by `clip` times its gradient; see [`clip_factor`].
     ///
     /// # Errors
     /// A gradient is missing or a tensor operation fails.
@@ -76,130 +76,44 @@ impl Moments {
         &mut self,
         settings: &AdamW,
         rate: f64,
+        clip: f64,
         variables: &BTreeMap<String, Var>,
         gradients: &BTreeMap<String, Tensor>,
     ) -> Result<(), TrainError> {
         self.updates += 1;
         let correction = |beta: f64| 1.0 - beta.powf(self.updates as f64);
-        let step = StepSizes {
-            rate,
-            correction1: correction(settings.beta1),
-            correction2_root: correction(settings.beta2).sqrt(),
+        let step = AdamWStep {
+            clip,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            keep: 1.0,
+            step: rate / correction(settings.beta1),
+            root: correction(settings.beta2).sqrt(),
+            epsilon: settings.epsilon,
         };
         for (name, variable) in variables {
             let Some(gradient) = gradients.get(name) else {
                 return Err(TrainError::NoGradient { tensor: name.clone() });
             };
             let decays = settings.decay_vectors || variable.rank() > 1;
-            let decay = if decays { settings.weight_decay } else { 0.0 };
-            let settings = AdamW { weight_decay: decay, ..*settings };
+            let keep = if decays { 1.0 - rate * settings.weight_decay } else { 1.0 };
+            let step = AdamWStep { keep, ..step };
             let (m, v) = match self.tensors.remove(name) {
                 Some(pair) => pair,
                 None => (variable.zeros_like()?, variable.zeros_like()?),
             };
-            let [w, m, v] = match (variable.device(), variable.dtype()) {
-                (Device::Cpu, DType::F32) => {
-                    let slices =
-                        update_slices(read::<f32>(variable)?, &read(gradient)?, read(&m)?, read(&v)?, &settings, &step);
-                    slices.map(|x| Tensor::from_vec(x, variable.shape(), &Device::Cpu))
-                }
-                (Device::Cpu, DType::F64) => {
-                    let slices =
-                        update_slices(read::<f64>(variable)?, &read(gradient)?, read(&m)?, read(&v)?, &settings, &step);
-                    slices.map(|x| Tensor::from_vec(x, variable.shape(), &Device::Cpu))
-                }
-                _ => update_composed(variable, gradient, &m, &v, &settings, &step)?.map(Ok),
+            let moments = if variable.device().is_cpu() && matches!(variable.dtype(), DType::F32 | DType::F64) {
+                kernels::adamw(variable, &gradient.contiguous()?, &m, &v, &step)?;
+                (m, v)
+            } else {
+                let [w, m, v] = update_composed(variable, gradient, &m, &v, &step)?;
+                variable.set(&w)?;
+                (m, v)
             };
-            variable.set(&w?)?;
-            self.tensors.insert(name.clone(), (m?, v?));
+            self.tensors.insert(name.clone(), moments);
         }
         Ok(())
     }
-}
-
-struct StepSizes {
-    rate: f64,
-    correction1: f64,
-    correction2_root: f64,
-}
-
-/// A number type that AdamW computes in.
-trait Real: Copy {
-    fn from_f64(x: f64) -> Self;
-    fn update(w: Self, g: Self, m: Self, v: Self, c: &Constants<Self>) -> (Self, Self, Self);
-    fn slice(storage: &CpuStorage) -> Option<&[Self]>;
-}
-
-struct Constants<T> {
-    beta1: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
-    keep: T,
-    step: T,
-    root: T,
-    epsilon: T,
-}
-
-macro_rules! real {
-    ($type:ident, $variant:ident) => {
-        impl Real for $type {
-            fn from_f64(x: f64) -> Self {
-                x as $type
-            }
-            fn update(w: Self, g: Self, m: Self, v: Self, c: &Constants<Self>) -> (Self, Self, Self) {
-                let m = c.beta1 * m + c.rest1 * g;
-                let v = c.beta2 * v + c.rest2 * g * g;
-                (c.keep * w - c.step * m / (v.sqrt() / c.root + c.epsilon), m, v)
-            }
-            fn slice(storage: &CpuStorage) -> Option<&[Self]> {
-                match storage {
-                    CpuStorage::$variant(data) => Some(data),
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-real!(f32, F32);
-real!(f64, F64);
-
-fn read<T: Real>(tensor: &Tensor) -> Result<Vec<T>, TrainError> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
-    match (&*storage, range) {
-        (Storage::Cpu(cpu), Some(range)) => match T::slice(cpu).and_then(|data| data.get(range)) {
-            Some(data) => Ok(data.to_vec()),
-            None => Err(candle_core::Error::Msg("a gradient has another type than its tensor".to_owned()).into()),
-        },
-        _ => Err(candle_core::Error::Msg("a gradient lies on another device than its tensor".to_owned()).into()),
-    }
-}
-
-fn update_slices<T: Real>(
-    mut w: Vec<T>,
-    g: &[T],
-    mut m: Vec<T>,
-    mut v: Vec<T>,
-    settings: &AdamW,
-    step: &StepSizes,
-) -> [Vec<T>; 3] {
-    let constants = Constants {
-        beta1: T::from_f64(settings.beta1),
-        rest1: T::from_f64(1.0 - settings.beta1),
-        beta2: T::from_f64(settings.beta2),
-        rest2: T::from_f64(1.0 - settings.beta2),
-        keep: T::from_f64(1.0 - step.rate * settings.weight_decay),
-        step: T::from_f64(step.rate / step.correction1),
-        root: T::from_f64(step.correction2_root),
-        epsilon: T::from_f64(settings.epsilon),
-    };
-    for (((w, &g), m), v) in w.iter_mut().zip(g).zip(&mut m).zip(&mut v) {
-        (*w, *m, *v) = T::update(*w, g, *m, *v, &constants);
-    }
-    [w, m, v]
 }
 
 /// The same update from tensor operations, for devices other than the CPU.
@@ -208,15 +122,21 @@ fn update_composed(
     g: &Tensor,
     m: &Tensor,
     v: &Tensor,
-    settings: &AdamW,
-    step: &StepSizes,
+    step: &AdamWStep,
 ) -> Result<[Tensor; 3], TrainError> {
     let w = w.detach();
-    let m = ((m * settings.beta1)? + (g * (1.0 - settings.beta1))?)?;
-    let v = ((v * settings.beta2)? + (g.sqr()? * (1.0 - settings.beta2))?)?;
-    let root = ((v.sqrt()? / step.correction2_root)? + settings.epsilon)?;
-    let change = (m.div(&root)? * (step.rate / step.correction1))?;
-    let w = ((w * (1.0 - step.rate * settings.weight_decay))? - change)?;
+    let clipped;
+    let g = if step.clip == 1.0 {
+        g
+    } else {
+        clipped = (g * step.clip)?;
+        &clipped
+    };
+    let m = ((m * step.beta1)? + (g * (1.0 - step.beta1))?)?;
+    let v = ((v * step.beta2)? + (g.sqr()? * (1.0 - step.beta2))?)?;
+    let root = ((v.sqrt()? / step.root)? + step.epsilon)?;
+    let change = (m.div(&root)? * step.step)?;
+    let w = ((w * step.keep)? - change)?;
     Ok([w, m, v])
 }
 
@@ -225,13 +145,16 @@ fn update_composed(
 /// # Errors
 /// A tensor operation fails.
 pub fn gradient_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64, TrainError> {
-    let mut squares = Vec::with_capacity(gradients.len());
+    let (mut square, mut squares) = (0.0, Vec::new());
     for gradient in gradients.values() {
+        if let Some(sum) = kernels::sum_of_squares(gradient) {
+            square += sum;
+            continue;
+        }
         // A device without f64 sums in f32; none is waited for before all sums are under way.
         let wide = if gradient.device().is_cpu() { DType::F64 } else { kernels::wide(gradient.dtype()) };
         squares.push(gradient.to_dtype(wide)?.sqr()?.sum_all()?);
     }
-    let mut square = 0.0;
     for each in on_cpu(&squares)? {
         square += each;
     }
@@ -248,18 +171,11 @@ fn on_cpu(scalars: &[Tensor]) -> Result<Vec<f64>, TrainError> {
     Ok(Tensor::stack(scalars, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?)
 }
 
-/// Scales all gradients so that their norm is at most `largest`, as `torch.nn.utils.clip_grad_norm_`.
-///
-/// # Errors
-/// A tensor operation fails.
-pub fn clip(gradients: &mut BTreeMap<String, Tensor>, norm: f64, largest: f64) -> Result<(), TrainError> {
-    let factor = largest / (norm + 1e-6);
-    if factor < 1.0 {
-        for gradient in gradients.values_mut() {
-            *gradient = (&*gradient * factor)?;
-        }
-    }
-    Ok(())
+/// What all gradients of this norm are multiplied by so that it is at most `largest` (0 is off), as
+/// `torch.nn.utils.clip_grad_norm_` does it.
+#[must_use]
+pub fn clip_factor(norm: f64, largest: f64) -> f64 {
+    if largest > 0.0 { (largest / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -274,7 +190,7 @@ mod tests {
         let variables = BTreeMap::from([("w".to_owned(), w.clone())]);
         let gradients = BTreeMap::from([("w".to_owned(), Tensor::new(&[0.5f64, 0.0], &Device::Cpu).unwrap())]);
         let mut moments = Moments::default();
-        moments.update(&SETTINGS, 0.01, &variables, &gradients).unwrap();
+        moments.update(&SETTINGS, 0.01, 1.0, &variables, &gradients).unwrap();
         // The first step moves by the rate against the gradient's sign; decay takes 0.1 % off.
         let after = w.to_vec1::<f64>().unwrap();
         assert!((after[0] - (0.999 - 0.01 * 0.5 / (0.5 + 1e-8))).abs() < 1e-15);
@@ -291,13 +207,17 @@ mod tests {
         let (mut m, mut v) = (other.zeros_like().unwrap(), other.zeros_like().unwrap());
         for step in 1..=3 {
             let g = Tensor::new(&[0.1f64 * f64::from(step), -0.2, 0.05], &Device::Cpu).unwrap();
-            moments.update(&SETTINGS, 0.02, &variables, &BTreeMap::from([("w".to_owned(), g.clone())])).unwrap();
-            let sizes = StepSizes {
-                rate: 0.02,
-                correction1: 1.0 - 0.9f64.powi(step),
-                correction2_root: (1.0 - 0.999f64.powi(step)).sqrt(),
+            moments.update(&SETTINGS, 0.02, 0.5, &variables, &BTreeMap::from([("w".to_owned(), g.clone())])).unwrap();
+            let sizes = AdamWStep {
+                clip: 0.5,
+                beta1: 0.9,
+                beta2: 0.999,
+                keep: 1.0 - 0.02 * 0.1,
+                step: 0.02 / (1.0 - 0.9f64.powi(step)),
+                root: (1.0 - 0.999f64.powi(step)).sqrt(),
+                epsilon: 1e-8,
             };
-            [other, m, v] = update_composed(&other, &g, &m, &v, &SETTINGS, &sizes).unwrap();
+            [other, m, v] = update_composed(&other, &g, &m, &v, &sizes).unwrap();
         }
         let (a, b) = (w.to_vec1::<f64>().unwrap(), other.to_vec1::<f64>().unwrap());
         a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-15, "{a} {b}"));
@@ -305,13 +225,11 @@ mod tests {
 
     #[test]
     fn clipping_is_torch_s() {
-        let mut gradients = BTreeMap::from([("a".to_owned(), Tensor::new(&[3.0f64, 4.0], &Device::Cpu).unwrap())]);
+        let gradients = BTreeMap::from([("a".to_owned(), Tensor::new(&[3.0f64, 4.0], &Device::Cpu).unwrap())]);
         let norm = gradient_norm(&gradients).unwrap();
         assert_eq!(norm, 5.0);
-        clip(&mut gradients, norm, 10.0).unwrap();
-        assert_eq!(gradients["a"].to_vec1::<f64>().unwrap(), [3.0, 4.0]);
-        clip(&mut gradients, norm, 1.0).unwrap();
-        let clipped = gradients["a"].to_vec1::<f64>().unwrap();
-        assert!((clipped[0] - 3.0 / (5.0 + 1e-6)).abs() < 1e-15);
+        assert_eq!(clip_factor(norm, 10.0), 1.0);
+        assert_eq!(clip_factor(norm, 0.0), 1.0);
+        assert_eq!(clip_factor(norm, 1.0), 1.0 / (5.0 + 1e-6));
     }
 }

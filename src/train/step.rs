@@ -1,6 +1,6 @@
 //! One optimizer step, and the loss over held-out examples.
 
-use super::optimizer::{AdamW, Moments, clip, gradient_norm};
+use super::optimizer::{AdamW, Moments, clip_factor, gradient_norm};
 use super::{Subject, TrainError};
 use crate::data::{Example, Packed, targets_and_weights};
 use crate::kernels::{self, Gradients};
@@ -86,12 +86,10 @@ pub fn train_step(
     dropout: Option<(u64, u64)>,
     step: u64,
 ) -> Result<StepReport, TrainError> {
-    let (mut gradients, report) = gradients(subject, micro_batches, dropout, step)?;
+    let (gradients, report) = gradients(subject, micro_batches, dropout, step)?;
     profile::timed(Phase::Optimizer, || {
-        if max_norm > 0.0 {
-            clip(&mut gradients, report.gradient_norm, max_norm)?;
-        }
-        moments.update(settings, rate, subject.variables(), &gradients)?;
+        let clip = clip_factor(report.gradient_norm, max_norm);
+        moments.update(settings, rate, clip, subject.variables(), &gradients)?;
         Ok::<_, TrainError>(profile::settle(subject.model().device())?)
     })?;
     Ok(report)

@@ -124,7 +124,7 @@ fn attention(criterion: &mut Criterion) {
     let arguments = || [(); 3].map(|()| tracked(&[TOKENS, WIDTH]));
     for (name, causal, pairs) in [("causal", true, LENGTH * (LENGTH + 1) / 2), ("full", false, LENGTH * LENGTH)] {
         let scale = 1.0 / (HEAD_DIM as f64).sqrt();
-        let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, causal, scale };
+        let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, causal, scale, reach: None, soft_cap: None };
         // Two products forward, five backward; what half-hidden blocks compute in vain is not counted.
         let flop = 2 * SEQUENCES * pairs * WIDTH;
         bench(criterion, &format!("attention {name}"), (2 * flop, 5 * flop), &arguments(), |t| match t {
@@ -175,7 +175,7 @@ fn of_one(criterion: &mut Criterion) {
     one("residual_mix", WIDTH, &|x| kernels::residual_mix(x, &h0, 0.2));
     let positions: Arc<[u32]> = (0..TOKENS).map(|i| (i % LENGTH) as u32).collect();
     let (cos, sin) = (values(&[LENGTH, HEAD_DIM / 2], 1), values(&[LENGTH, HEAD_DIM / 2], 2));
-    one("rope", WIDTH, &|x| kernels::rope(x, HEADS, &cos, &sin, &positions));
+    one("rope", WIDTH, &|x| kernels::rope(x, HEADS, &cos, &sin, &positions, kernels::Pairing::Halves));
     let (weight, bias) = (values(&[WIDTH], 5), values(&[WIDTH], 6));
     one("rms_norm frozen", WIDTH, &|x| kernels::rms_norm(x, &weight, 1e-5));
     one("layer_norm frozen", WIDTH, &|x| kernels::layer_norm(x, &weight, &bias, 1e-5));
@@ -190,8 +190,8 @@ fn of_several(criterion: &mut Criterion) {
         _ => candle_core::bail!("two arguments"),
     });
     let inner = [tracked(&[TOKENS, INNER]), tracked(&[TOKENS, INNER])];
-    bench(criterion, "swiglu", (TOKENS * INNER, TOKENS * INNER), &inner, |t| match t {
-        [gate, up] => kernels::swiglu(gate, up),
+    bench(criterion, "gated silu", (TOKENS * INNER, TOKENS * INNER), &inner, |t| match t {
+        [gate, up] => kernels::gated(gate, up, kernels::Activation::Silu),
         _ => candle_core::bail!("two arguments"),
     });
     bench(criterion, "rms_norm trained", (elements, elements), &[states(), tracked(&[WIDTH])], |t| match t {

@@ -1,4 +1,4 @@
-//! The activations of feed-forwards without a gate, vectorised.
+//! The activations of feed-forwards, vectorised.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
@@ -17,6 +17,8 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`, with the derivative 0 at 0.
     Relu,
+    /// `x / (1 + exp(-x))`; `silu` and `swish`.
+    Silu,
 }
 
 /// The activation of every element.
@@ -30,25 +32,33 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 impl Activation {
+    /// `out = activation(x)`.
+    pub(super) fn apply<T: Element>(self, x: &[T], out: &mut [T]) {
+        match self {
+            Self::Gelu => vector::gelu(x, out),
+            Self::GeluTanh => vector::gelu_tanh(x, out),
+            Self::Relu => vector::relu(x, out),
+            Self::Silu => vector::silu(x, out),
+        }
+    }
+
+    /// `out = gradient · activation'(x)`.
+    pub(super) fn differentiate<T: Element>(self, x: &[T], gradient: &[T], out: &mut [T]) {
+        match self {
+            Self::Gelu => vector::gelu_backward(x, gradient, out),
+            Self::GeluTanh => vector::gelu_tanh_backward(x, gradient, out),
+            Self::Relu => vector::relu_backward(x, gradient, out),
+            Self::Silu => vector::silu_backward(x, gradient, out),
+        }
+    }
+
     fn forward<T: Element>(self, x: &[T]) -> Vec<T> {
-        parallel::pieces(x.len(), |at, out| {
-            let x = parallel::from(x, at);
-            match self {
-                Self::Gelu => vector::gelu(x, out),
-                Self::GeluTanh => vector::gelu_tanh(x, out),
-                Self::Relu => vector::relu(x, out),
-            }
-        })
+        parallel::pieces(x.len(), |at, out| self.apply(parallel::from(x, at), out))
     }
 
     fn backward<T: Element>(self, x: &[T], gradient: &[T]) -> Vec<T> {
         parallel::pieces(x.len(), |at, out| {
-            let (x, gradient) = (parallel::from(x, at), parallel::from(gradient, at));
-            match self {
-                Self::Gelu => vector::gelu_backward(x, gradient, out),
-                Self::GeluTanh => vector::gelu_tanh_backward(x, gradient, out),
-                Self::Relu => vector::relu_backward(x, gradient, out),
-            }
+            self.differentiate(parallel::from(x, at), parallel::from(gradient, at), out);
         })
     }
 }
@@ -87,12 +97,13 @@ mod tests {
                 0.5 * x * (1.0 + inner.tanh())
             }
             Activation::Relu => x.max(0.0),
+            Activation::Silu => x / (1.0 + (-x).exp()),
         }
     }
 
     #[test]
     fn the_activations_and_their_gradients() {
-        for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             for shape in [[1, 1], [3, 37]] {
                 let x = (check::normal(&shape, 1) * 2.0).unwrap();
                 let want: Vec<f64> = check::flat(&x).iter().map(|&x| naive(kind, x)).collect();

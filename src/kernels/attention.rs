@@ -4,13 +4,14 @@
 //! last query, so the scores in memory are at most `BLOCK` times the sequence's length for each thread. The backward
 //! pass computes the probabilities again (Dao et al., 2022, section 3.1, without the tiling over keys).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::attention_task::{Columns, Scratch, Task, backward, forward};
+use super::attention_task::{Bias, Columns, Scratch, Task, backward, forward};
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::parallel;
 use super::tape::{self, Reads};
@@ -31,16 +32,82 @@ pub struct AttentionShape {
     pub causal: bool,
     /// What scores are multiplied by before the softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
+    /// A token sees those that are at most so far away; `None`: all.
+    pub reach: Option<usize>,
+    /// Scaled scores are bent to `cap · tanh(score / cap)` (Gemma 2).
+    pub soft_cap: Option<f64>,
+}
+
+impl AttentionShape {
+    /// The keys, counted in their sequence of `length` tokens, that the query at `position` sees.
+    pub(crate) fn seen(&self, position: usize, length: usize) -> Range<usize> {
+        let reach = self.reach.unwrap_or(length);
+        let end = if self.causal { position + 1 } else { (position + reach + 1).min(length) };
+        position.saturating_sub(reach)..end
+    }
+}
+
+/// What is added to the scores of each head by the distance between key and query (ALiBi, T5); it gets no gradient.
+#[derive(Clone, Debug)]
+pub struct RelativeBias {
+    /// `[heads, 2 · span - 1]`; a key at `j` and a query at `i` read column `j - i + span - 1`.
+    table: Tensor,
+    span: usize,
+}
+
+impl RelativeBias {
+    /// Of a table `[heads, 2 · span - 1]`, for sequences of at most `span` tokens.
+    ///
+    /// # Errors
+    /// If the table is no matrix with an odd number of columns.
+    pub fn new(table: Tensor) -> Result<Self> {
+        match matrix_dims(NAME, "bias", &table)? {
+            (_, columns) if columns % 2 == 1 => Ok(Self { table: table.detach().contiguous()?, span: columns / 2 + 1 }),
+            (_, columns) => bail!("attention: a bias of {columns} distances has no middle"),
+        }
+    }
+
+    /// The longest sequence that it serves.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        self.span
+    }
+
+    /// The bias of every pair of `length` tokens, `[heads, length, length]`.
+    pub(crate) fn pairs(&self, length: usize) -> Result<Tensor> {
+        let column = |i: usize, j: usize| (j + self.span - 1 - i) as u32;
+        let columns: Vec<u32> = (0..length).flat_map(|i| (0..length).map(move |j| column(i, j))).collect();
+        let columns = Tensor::new(columns, self.table.device())?;
+        self.table.index_select(&columns, 1)?.reshape(((), length, length))
+    }
+
+    fn fits(&self, dtype: DType, heads: usize, longest: usize) -> Result<()> {
+        if self.table.dims().first() != Some(&heads) || self.span < longest {
+            bail!("attention: a bias {:?} for {heads} heads and {longest} tokens", self.table.dims())
+        }
+        match super::wide(dtype) == self.table.dtype() {
+            true => Ok(()),
+            false => bail!("attention: bias is {:?} where q is {dtype:?}", self.table.dtype()),
+        }
+    }
 }
 
 /// `softmax(scale · q · kᵀ) · v` for every head of every sequence.
 ///
 /// `q` is `[n, heads · head_dim]`, `k` and `v` are `[n, kv_heads · head_dim]`, and the result is shaped like `q`.
-/// Sequence `s` holds the tokens `offsets[s]..offsets[s + 1]`; tokens of different sequences do not meet.
+/// Sequence `s` holds the tokens `offsets[s]..offsets[s + 1]`; tokens of different sequences do not meet. `bias` is in
+/// [`wide`](super::wide) types of `q`.
 ///
 /// # Errors
 /// If the shapes, element types or offsets do not fit, or the tensors are on different devices.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offsets: &Arc<[usize]>) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: AttentionShape,
+    bias: Option<&RelativeBias>,
+    offsets: &Arc<[usize]>,
+) -> Result<Tensor> {
     let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 {
         bail!("attention: {heads} heads of {head_dim} elements cannot share {kv_heads} key heads")
@@ -57,13 +124,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, offs
     if offsets.first() != Some(&0) || offsets.last() != Some(&n) || !ascending {
         bail!("attention: offsets must ascend from 0 to the {n} tokens")
     }
-    let operation = Attention { shape, offsets: Arc::clone(offsets) };
+    if let Some(cap) = shape.soft_cap.filter(|&cap| cap.is_nan() || cap <= 0.0) {
+        bail!("attention: a soft cap of {cap}")
+    }
+    if let Some(bias) = bias {
+        let longest = offsets.array_windows::<2>().map(|[start, end]| end - start).max().unwrap_or(0);
+        bias.fits(q.dtype(), heads, longest)?;
+    }
+    let operation = Attention { shape, bias: bias.cloned(), offsets: Arc::clone(offsets) };
     let arguments = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?];
     tape::apply3(operation, arguments, Reads { arguments: [true; 3], out: true })
 }
 
 pub(super) struct Attention {
     pub(super) shape: AttentionShape,
+    pub(super) bias: Option<RelativeBias>,
     pub(super) offsets: Arc<[usize]>,
 }
 
@@ -101,10 +176,19 @@ impl Attention {
         result
     }
 
+    /// Calls `run` with the bias as slices, if there is one.
+    fn with_bias<T: Element, R>(&self, run: impl FnOnce(Option<Bias<'_, T>>) -> Result<R>) -> Result<R> {
+        let Some(bias) = &self.bias else { return run(None) };
+        let locked = Locked::new(&bias.table);
+        run(Some(Bias { table: locked.values()?, span: bias.span }))
+    }
+
     fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
         let mut out = Vec::with_capacity(q.len());
         let columns = Columns::new(&mut out, q.len(), self.shape.heads * self.shape.head_dim);
-        self.for_each_task(2, |scratch, task| forward(task, scratch, [q, k, v], &columns))?;
+        self.with_bias(|bias| {
+            self.for_each_task(2, |scratch, task| forward(task, scratch, [q, k, v], bias, &columns))
+        })?;
         // SAFETY: every row belongs to a sequence and every query head to a key head, hence each element to a task, and
         // each task has written all of its elements or answered with an error.
         unsafe { out.set_len(q.len()) };
@@ -133,7 +217,9 @@ impl Attention {
         let [dq, dk, dv] = columns.each_ref().map(|wanted| u64::from(wanted.is_some()));
         // The scores again; with a gradient of them, that gradient's own product.
         let products = 1 + dq.max(dk) + dq + dk + dv;
-        self.for_each_task(products, |scratch, task| backward(task, scratch, read, &columns))?;
+        self.with_bias(|bias| {
+            self.for_each_task(products, |scratch, task| backward(task, scratch, read, bias, &columns))
+        })?;
         let [dq, dk, dv] = gradients;
         let wrap = |values: Option<Vec<T>>, like: &Tensor| {
             let Some(mut values) = values else { return Ok(None) };
@@ -184,10 +270,9 @@ impl CustomOp3 for Attention {
 mod tests {
     use super::super::check::{self, Untracked};
     use super::*;
-    use candle_core::DType;
 
     fn shape(heads: usize, kv_heads: usize, head_dim: usize, causal: bool) -> AttentionShape {
-        AttentionShape { heads, kv_heads, head_dim, causal, scale: 0.7 / (head_dim as f64).sqrt() }
+        AttentionShape { heads, kv_heads, head_dim, causal, scale: 0.7 / (head_dim as f64).sqrt(), reach: None, soft_cap: None }
     }
 
     fn inputs(n: usize, shape: AttentionShape) -> [Tensor; 3] {
@@ -196,6 +281,16 @@ mod tests {
     }
 
     fn naive(qkv: &[Tensor; 3], shape: AttentionShape, offsets: &[usize]) -> Vec<f64> {
+        biased(qkv, shape, offsets, |_, _, _| 0.0)
+    }
+
+    /// `bias(head, query, key)`.
+    fn biased(
+        qkv: &[Tensor; 3],
+        shape: AttentionShape,
+        offsets: &[usize],
+        bias: impl Fn(usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
         let [q, k, v] = qkv.each_ref().map(|t| t.to_vec2::<f64>().unwrap());
         let d = shape.head_dim;
         let mut out = Vec::new();
@@ -203,11 +298,16 @@ mod tests {
             for (i, query) in q.iter().enumerate().take(pair[1]).skip(pair[0]) {
                 for head in 0..shape.heads {
                     let kv = head / (shape.heads / shape.kv_heads);
-                    let keys = pair[0]..if shape.causal { i + 1 } else { pair[1] };
-                    let score = |j: usize| (0..d).map(|e| query[head * d + e] * k[j][kv * d + e]).sum::<f64>();
-                    let weights: Vec<f64> = keys.clone().map(|j| (shape.scale * score(j)).exp()).collect();
+                    let near = |j: usize| shape.reach.is_none_or(|reach| i.abs_diff(j) <= reach);
+                    let keys: Vec<usize> =
+                        (pair[0]..pair[1]).filter(|&j| near(j) && (!shape.causal || j <= i)).collect();
+                    let score = |j: usize| {
+                        let score = (0..d).map(|e| query[head * d + e] * k[j][kv * d + e]).sum::<f64>() * shape.scale;
+                        shape.soft_cap.map_or(score, |cap| cap * (score / cap).tanh()) + bias(head, i, j)
+                    };
+                    let weights: Vec<f64> = keys.iter().map(|&j| score(j).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    let mean = |e: usize| keys.clone().zip(&weights).map(|(j, w)| w * v[j][kv * d + e]).sum::<f64>();
+                    let mean = |e: usize| keys.iter().zip(&weights).map(|(&j, w)| w * v[j][kv * d + e]).sum::<f64>();
                     out.extend((0..d).map(|e| mean(e) / total));
                 }
             }
@@ -231,14 +331,51 @@ mod tests {
                 let offsets: Arc<[usize]> = offsets.into();
                 let want = naive(&qkv, shape, &offsets);
                 let [q, k, v] = &qkv;
-                check::close(&attention(q, k, v, shape, &offsets).unwrap(), &want, 1e-12);
+                check::close(&attention(q, k, v, shape, None, &offsets).unwrap(), &want, 1e-12);
                 let moved =
-                    attention(&check::strided(q), &check::offset(k), &check::strided(v), shape, &offsets).unwrap();
+                    attention(&check::strided(q), &check::offset(k), &check::strided(v), shape, None, &offsets).unwrap();
                 check::close(&moved, &want, 1e-12);
-                check::gradients(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
-                check::f32_agrees(&[q, k, v], 1e-5, |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+                check::gradients(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
+                check::f32_agrees(&[q, k, v], 1e-5, |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
             }
         }
+    }
+
+    #[test]
+    fn windows_soft_caps_and_biases() {
+        let offsets: Arc<[usize]> = [0, 1, 8, 8, 90].into();
+        let plain = |causal| shape(4, 2, 3, causal);
+        let bent = [
+            AttentionShape { reach: Some(3), ..plain(true) },
+            AttentionShape { reach: Some(3), ..plain(false) },
+            AttentionShape { reach: Some(70), soft_cap: Some(0.8), ..plain(true) },
+            AttentionShape { soft_cap: Some(1.5), ..plain(false) },
+            AttentionShape { reach: Some(0), ..plain(false) },
+        ];
+        let table = check::normal(&[4, 2 * 85 - 1], 9);
+        let rows = table.to_vec2::<f64>().unwrap();
+        let bias = |t: &Tensor| RelativeBias::new(table.to_dtype(crate::kernels::wide(t.dtype())).unwrap()).unwrap();
+        for shape in bent {
+            let qkv = inputs(90, shape);
+            let [q, k, v] = &qkv;
+            let want = naive(&qkv, shape, &offsets);
+            check::close(&attention(q, k, v, shape, None, &offsets).unwrap(), &want, 1e-12);
+            let want = biased(&qkv, shape, &offsets, |head, i, j| rows[head][j + 84 - i]);
+            check::close(&attention(q, k, v, shape, Some(&bias(q)), &offsets).unwrap(), &want, 1e-12);
+            let any = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], shape, Some(&bias(&t[0])), &offsets);
+            check::gradients(&[q, k, v], any);
+            check::f32_agrees(&[q, k, v], 2e-5, any);
+            check::threads_agree(&[q, k, v], any);
+        }
+        let [q, k, v] = inputs(90, plain(true));
+        let refused = |shape, table: Tensor| {
+            let bias = RelativeBias::new(table)?;
+            attention(&q, &k, &v, shape, Some(&bias), &offsets)
+        };
+        assert!(refused(plain(true), check::normal(&[4, 8], 1)).is_err());
+        assert!(refused(plain(true), check::normal(&[3, 169], 1)).is_err());
+        assert!(refused(plain(true), check::normal(&[4, 161], 1)).is_err());
+        assert!(refused(AttentionShape { soft_cap: Some(0.0), ..plain(true) }, table.clone()).is_err());
     }
 
     #[test]
@@ -248,9 +385,9 @@ mod tests {
             let offsets: Arc<[usize]> = [0, 130, 131, 195, 323].into();
             let qkv = inputs(323, shape);
             let [q, k, v] = &qkv;
-            check::close(&attention(q, k, v, shape, &offsets).unwrap(), &naive(&qkv, shape, &offsets), 1e-12);
-            check::f32_agrees(&[q, k, v], 2e-5, |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
-            check::threads_agree(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+            check::close(&attention(q, k, v, shape, None, &offsets).unwrap(), &naive(&qkv, shape, &offsets), 1e-12);
+            check::f32_agrees(&[q, k, v], 2e-5, |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
+            check::threads_agree(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
         }
     }
 
@@ -260,7 +397,7 @@ mod tests {
         let offsets: Arc<[usize]> = [0, 3, 10].into();
         let [q, k, v] = inputs(10, shape);
         for which in 0..3 {
-            check::untracked(&[&q, &k, &v], Untracked(which), |t| attention(&t[0], &t[1], &t[2], shape, &offsets));
+            check::untracked(&[&q, &k, &v], Untracked(which), |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
         }
     }
 
@@ -274,7 +411,7 @@ mod tests {
                 let last = (t.narrow(0, changed, 100 - changed).unwrap() * 5.0).unwrap();
                 Tensor::cat(&[&t.narrow(0, 0, changed).unwrap(), &last], 0).unwrap()
             };
-            let run = |[q, k, v]: &[Tensor; 3]| check::flat(&attention(q, k, v, shape, &offsets).unwrap());
+            let run = |[q, k, v]: &[Tensor; 3]| check::flat(&attention(q, k, v, shape, None, &offsets).unwrap());
             let (before, after) = (run(&inputs), run(&inputs.each_ref().map(change)));
             assert_eq!(before[..changed * 64], after[..changed * 64]);
             assert_ne!(before[changed * 64..], after[changed * 64..]);
@@ -287,7 +424,7 @@ mod tests {
             let shape = shape(2, 1, 16, causal);
             let inputs = inputs(180, shape).map(|t| t.to_dtype(DType::F32).unwrap());
             let run = |[q, k, v]: &[Tensor; 3], offsets: &[usize]| {
-                check::flat(&attention(q, k, v, shape, &offsets.into()).unwrap())
+                check::flat(&attention(q, k, v, shape, None, &offsets.into()).unwrap())
             };
             let whole = run(&inputs, &[0, 7, 8, 180]);
             for (start, length) in [(0, 7), (7, 1), (8, 172)] {
@@ -303,10 +440,10 @@ mod tests {
         let offsets: Arc<[usize]> = [0, 9].into();
         let [q, k, v] = inputs(9, shape);
         check::f32_agrees(&[&q, &k, &v], 1e-4, |t| {
-            attention(&t[0], &t[1], &t[2], AttentionShape { scale: 0.5, ..shape }, &offsets)
+            attention(&t[0], &t[1], &t[2], AttentionShape { scale: 0.5, ..shape }, None, &offsets)
         });
         let [q, k, v] = [q, k, v].map(|t| t.to_dtype(DType::F32).unwrap());
-        assert!(check::flat(&attention(&q, &k, &v, shape, &offsets).unwrap()).iter().all(|x| x.is_finite()));
+        assert!(check::flat(&attention(&q, &k, &v, shape, None, &offsets).unwrap()).iter().all(|x| x.is_finite()));
     }
 
     #[test]
@@ -321,7 +458,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let shape = shape(4, 2, 3, true);
         let [q, k, v] = inputs(10, shape);
-        let run = |shape, offsets: &[usize]| attention(&q, &k, &v, shape, &offsets.into()).is_err();
+        let run = |shape, offsets: &[usize]| attention(&q, &k, &v, shape, None, &offsets.into()).is_err();
         assert!(!run(shape, &[0, 10]));
         for offsets in [&[0, 9][..], &[1, 10], &[0, 7, 5, 10], &[], &[0, 11]] {
             assert!(run(shape, offsets), "{offsets:?}");

@@ -17,6 +17,8 @@ const BLOCK: usize = 64;
 #[derive(Default)]
 pub(super) struct Scratch<T> {
     scores: Vec<T>,
+    /// Scores under a soft cap, as its backward pass needs them.
+    capped: Vec<T>,
     score_gradients: Vec<T>,
     rows: Vec<T>,
     keys: Vec<T>,
@@ -79,6 +81,21 @@ pub(super) struct Task {
     pub(super) kv_head: usize,
 }
 
+/// A [`RelativeBias`](super::attention::RelativeBias) as slices.
+#[derive(Clone, Copy)]
+pub(super) struct Bias<'a, T> {
+    pub(super) table: &'a [T],
+    pub(super) span: usize,
+}
+
+impl<'a, T> Bias<'a, T> {
+    /// What is added to the scores of the query at `position` with the keys from `key` on.
+    fn row(&self, head: usize, position: usize, key: usize) -> &'a [T] {
+        let row = parallel::row(self.table, head, 2 * self.span - 1);
+        parallel::from(row, (key + self.span - 1).saturating_sub(position))
+    }
+}
+
 /// Queries of one head and the keys they meet.
 struct Block {
     /// The query head.
@@ -87,15 +104,10 @@ struct Block {
     first: usize,
     /// Queries.
     rows: usize,
-    /// Keys: those of the sequence's beginning up to the last query, or all.
+    /// The first key that any of them sees, counted in the sequence.
+    first_key: usize,
+    /// Keys up to the last that any of them sees.
     keys: usize,
-}
-
-impl Block {
-    /// How many keys query `row` of the block sees.
-    fn seen(&self, row: usize, causal: bool) -> usize {
-        if causal { self.first + row + 1 } else { self.keys }
-    }
 }
 
 impl Task {
@@ -106,8 +118,9 @@ impl Task {
         heads.flat_map(move |head| {
             (0..self.length).step_by(BLOCK).map(move |first| {
                 let rows = BLOCK.min(self.length - first);
-                let keys = if self.shape.causal { first + rows } else { self.length };
-                Block { head, first, rows, keys }
+                let first_key = self.shape.seen(first, self.length).start;
+                let keys = self.shape.seen(first + rows - 1, self.length).end - first_key;
+                Block { head, first, rows, first_key, keys }
             })
         })
     }
@@ -131,7 +144,7 @@ impl Task {
 
     /// The block's rows of a matrix shaped like the keys.
     fn keys<'a, T>(&self, values: &'a [T], block: &Block) -> Matrix<'a, T> {
-        self.part(values, self.shape.kv_heads, self.kv_head, 0, block.keys)
+        self.part(values, self.shape.kv_heads, self.kv_head, block.first_key, block.keys)
     }
 
     /// Row `row` of the block in a matrix shaped like the queries.
@@ -141,25 +154,41 @@ impl Task {
     }
 
     /// `exp(score - maximum)` of the block, zero where the mask hides, into `scores`; calls `finish(row, scores, sum)`
-    /// for every row.
+    /// for every row. Under a soft cap `capped`, if it is as long as `scores`, gets the scores before their bias.
     fn exponentials<T: Element>(
         &self,
         block: &Block,
         q: &[T],
         k: &[T],
-        scores: &mut [T],
+        bias: Option<Bias<'_, T>>,
+        (scores, capped): (&mut [T], &mut [T]),
         mut finish: impl FnMut(usize, &mut [T], T),
     ) -> Result<()> {
         let scale = T::from_f64(self.shape.scale);
         let (queries, keys) = (self.queries(q, block), self.keys(k, block));
         gemm(scores, T::zero(), scale, queries, keys.t(), Threads::One)?;
+        let cap = self.shape.soft_cap.map(T::from_f64);
         for (index, row) in scores.chunks_exact_mut(block.keys).enumerate() {
-            if let Some((seen, hidden)) = row.split_at_mut_checked(block.seen(index, self.shape.causal)) {
-                let maximum = vector::max(seen);
-                let sum = vector::exp_shifted(seen, maximum);
-                hidden.fill(T::zero());
-                finish(index, seen, sum);
+            let seen = self.shape.seen(block.first + index, self.length);
+            let Some((row, after)) = row.split_at_mut_checked(seen.end - block.first_key) else { continue };
+            let Some((before, row)) = row.split_at_mut_checked(seen.start - block.first_key) else { continue };
+            before.fill(T::zero());
+            after.fill(T::zero());
+            if let Some(cap) = cap {
+                vector::soft_cap(row, cap);
+                if let Some(capped) = capped.chunks_exact_mut(block.keys).nth(index) {
+                    capped.fill(T::zero());
+                    if let Some(capped) = capped.get_mut(before.len()..before.len() + row.len()) {
+                        capped.copy_from_slice(row);
+                    }
+                }
             }
+            if let Some(bias) = bias {
+                vector::add(row, bias.row(block.head, block.first + index, seen.start));
+            }
+            let maximum = vector::max(row);
+            let sum = vector::exp_shifted(row, maximum);
+            finish(index, row, sum);
         }
         Ok(())
     }
@@ -170,13 +199,14 @@ pub(super) fn forward<T: Element>(
     task: &Task,
     scratch: &mut Scratch<T>,
     [q, k, v]: [&[T]; 3],
+    bias: Option<Bias<'_, T>>,
     out: &Columns<'_, T>,
 ) -> Result<()> {
     let width = task.shape.head_dim;
     for block in task.blocks() {
         let scores = reuse(&mut scratch.scores, block.rows * block.keys);
         let mut inverses = [T::zero(); BLOCK];
-        task.exponentials(&block, q, k, scores, |row, _, sum| {
+        task.exponentials(&block, q, k, bias, (&mut *scores, &mut []), |row, _, sum| {
             if let Some(inverse) = inverses.get_mut(row) {
                 *inverse = T::one() / sum;
             }
@@ -197,11 +227,12 @@ pub(super) fn forward<T: Element>(
 /// values, the result and its gradient.
 ///
 /// With probabilities P and the result's gradient G: dV = Pᵀ G, dS = P ∘ (G Vᵀ - rowsum(G ∘ out)) · scale, dQ = dS K,
-/// dK = dSᵀ Q.
+/// dK = dSᵀ Q; under a soft cap dS is multiplied by that cap's slope.
 pub(super) fn backward<T: Element>(
     task: &Task,
     scratch: &mut Scratch<T>,
     [q, k, v, out, gradient]: [&[T]; 5],
+    bias: Option<Bias<'_, T>>,
     [dq, dk, dv]: &[Option<Columns<'_, T>>; 3],
 ) -> Result<()> {
     let width = task.shape.head_dim;
@@ -213,12 +244,17 @@ pub(super) fn backward<T: Element>(
     value_gradient.fill(zero);
     for block in task.blocks() {
         let scores = reuse(&mut scratch.scores, block.rows * block.keys);
-        task.exponentials(&block, q, k, scores, |_, row, sum| vector::scale(row, one / sum))?;
+        let capped = match task.shape.soft_cap {
+            Some(_) => reuse(&mut scratch.capped, block.rows * block.keys),
+            None => &mut [],
+        };
+        let both = (&mut *scores, &mut *capped);
+        task.exponentials(&block, q, k, bias, both, |_, row, sum| vector::scale(row, one / sum))?;
         let probabilities = Matrix::new(&*scores, block.rows, block.keys, block.keys);
         let block_gradient = task.queries(gradient, &block);
-        let prefix = block.keys * width;
+        let met = block.first_key * width..(block.first_key + block.keys) * width;
         if dv.is_some() {
-            let sums = value_gradient.get_mut(..prefix).unwrap_or_default();
+            let sums = value_gradient.get_mut(met.clone()).unwrap_or_default();
             gemm(sums, one, one, probabilities.t(), block_gradient, Threads::One)?;
         }
         if dq.is_none() && dk.is_none() {
@@ -231,9 +267,12 @@ pub(super) fn backward<T: Element>(
             let (gradient, out) = (task.query_row(gradient, &block, index), task.query_row(out, &block, index));
             vector::softmax_backward(probabilities, gradients, vector::dot(gradient, out), scale);
         }
+        if let Some(cap) = task.shape.soft_cap {
+            vector::soft_cap_backward(capped, T::from_f64(cap), score_gradients);
+        }
         let score_gradients = Matrix::new(&*score_gradients, block.rows, block.keys, block.keys);
         if dk.is_some() {
-            let sums = key_gradient.get_mut(..prefix).unwrap_or_default();
+            let sums = key_gradient.get_mut(met).unwrap_or_default();
             gemm(sums, one, one, score_gradients.t(), task.queries(q, &block), Threads::One)?;
         }
         if let Some(dq) = dq {

@@ -15,60 +15,112 @@ const CHUNK_LOGITS: usize = 1 << 20;
 /// Rows of a chunk at least, since each chunk reads the whole weight.
 const CHUNK_ROWS: usize = 64;
 
-/// `Σ token_weights[i] · nll[i]`, a scalar, with `nll[i] = logsumexp(logits[i]) - logits[i][targets[i]]` and
-/// `logits = hidden · weightᵀ`.
+/// What makes logits of hidden rows: `cap(hidden · weightᵀ + bias)` with `cap(x) = soft_cap · tanh(x / soft_cap)`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights<'a> {
+    /// `[vocabulary, d]`.
+    pub weight: &'a Tensor,
+    /// `[vocabulary]`, if there is one.
+    pub bias: Option<&'a Tensor>,
+    /// Logits stay below it, if there is one (Gemma 2).
+    pub soft_cap: Option<f64>,
+}
+
+impl<'a> From<&'a Tensor> for HeadWeights<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        Self { weight, bias: None, soft_cap: None }
+    }
+}
+
+impl HeadWeights<'_> {
+    fn bend(&self) -> Result<Bend> {
+        let bias = self.bias.map(|bias| bias.detach().contiguous()).transpose()?;
+        Ok(Bend { bias, soft_cap: self.soft_cap })
+    }
+}
+
+/// What happens to the products of a head.
+#[derive(Clone)]
+pub(super) struct Bend {
+    pub(super) bias: Option<Tensor>,
+    pub(super) soft_cap: Option<f64>,
+}
+
+/// `Σ token_weights[i] · nll[i]`, a scalar, with `nll[i] = logsumexp(logits[i]) - logits[i][targets[i]]` and the logits
+/// that `head` makes of `hidden`.
 ///
-/// `hidden` is `[n, d]`, `weight` `[vocabulary, d]`. Rows of weight zero are not computed at all. The sum is taken in
-/// `f64`; the result has the [`wide`](super::wide) type of `hidden`.
+/// `hidden` is `[n, d]`. Rows of weight zero are not computed at all. The sum is taken in `f64`; the result has the
+/// [`wide`](super::wide) type of `hidden`.
 ///
 /// # Errors
-/// If the shapes, element types or lengths do not fit, a target is outside the vocabulary, or the tensors are not on
-/// the CPU.
-pub fn linear_cross_entropy(
+/// If the shapes, element types or lengths do not fit, a target is outside the vocabulary, the tensors are not on
+/// the same device, or the head has a bias that wants a gradient: that needs a recorded pass.
+pub fn linear_cross_entropy<'a>(
     hidden: &Tensor,
-    weight: &Tensor,
+    head: impl Into<HeadWeights<'a>>,
     targets: &[u32],
     token_weights: &[f32],
 ) -> Result<Tensor> {
-    let rows = rows(hidden, weight, targets, token_weights)?;
-    let arguments = [&hidden.contiguous()?, &weight.contiguous()?];
-    tape::apply2(CrossEntropy { rows }, arguments, Reads::arguments([true; 2]))
+    let head = head.into();
+    if head.bias.is_some_and(Tensor::track_op) {
+        bail!("linear_cross_entropy: the gradient of a head's bias is computed by a recorded pass alone")
+    }
+    let rows = rows(hidden, &head, targets, token_weights)?;
+    let arguments = [&hidden.contiguous()?, &head.weight.contiguous()?];
+    tape::apply2(CrossEntropy { rows, bend: head.bend()? }, arguments, Reads::arguments([true; 2]))
 }
 
-/// [`linear_cross_entropy`] and the gradients of `factor` times it with respect to `hidden` and `weight`, where those
-/// are tracked; the logits are made once for all.
+/// [`linear_cross_entropy`] and the gradients of `factor` times it with respect to `hidden`, the head's weight and its
+/// bias, where those are tracked; the logits are made once for all.
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub(crate) fn cross_entropy_gradients(
+pub(crate) fn cross_entropy_gradients<'a>(
     hidden: &Tensor,
-    weight: &Tensor,
+    head: impl Into<HeadWeights<'a>>,
     targets: &[u32],
     token_weights: &[f32],
     factor: f64,
-) -> Result<(f64, [Option<Tensor>; 2])> {
-    let rows = rows(hidden, weight, targets, token_weights)?;
-    let wanted = [hidden.track_op(), weight.track_op()];
+) -> Result<(f64, [Option<Tensor>; 3])> {
+    let head = head.into();
+    let (weight, bend) = (head.weight, head.bend()?);
+    let rows = rows(hidden, &head, targets, token_weights)?;
+    let wanted = [hidden.track_op(), weight.track_op(), head.bias.is_some_and(Tensor::track_op)];
     let (h, w) = (hidden.contiguous()?, weight.contiguous()?);
     if !composed::is_fused(hidden) {
-        return composed::cross_entropy_gradients(&h.detach(), &w.detach(), &rows, factor, wanted);
+        return composed::cross_entropy_gradients(&h.detach(), &w.detach(), &bend, &rows, factor, wanted);
     }
     let locked = (Locked::new(&h), Locked::new(&w));
     by_dtype!(hidden.dtype(), NAME, T => {
         let read = locked.1.widened::<T>()?;
-        let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
+        let bias = bend.bias::<T>()?;
+        let made = Head::<T>::new(locked.0.values()?, &read, w.dims2()?, (&bias, bend.soft_cap));
         // As a tensor of one factor would hold it.
         let factor = T::from_f64(factor).to_f64();
-        let (loss, [d_hidden, d_weight]) = head.gradients(&rows, factor, wanted)?;
+        let (loss, [d_hidden, d_weight, d_bias]) = made.gradients(&rows, factor, wanted)?;
         let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
         let d_weight = mixed::in_type_of(wrap(d_weight, weight)?, weight)?;
-        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, d_weight]))
+        let d_bias = match head.bias {
+            Some(bias) => mixed::in_type_of(wrap(d_bias, bias)?, bias)?,
+            None => None,
+        };
+        Ok((T::from_f64(loss).to_f64(), [wrap(d_hidden, hidden)?, d_weight, d_bias]))
     })
 }
 
+impl Bend {
+    /// The bias in the type of the states; empty where there is none.
+    fn bias<T: Element>(&self) -> Result<Vec<T>> {
+        match &self.bias {
+            Some(bias) => Ok(Locked::new(bias).widened::<T>()?.into_owned()),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
 /// The rows that count, or an error unless the arguments fit.
-fn rows(hidden: &Tensor, weight: &Tensor, targets: &[u32], token_weights: &[f32]) -> Result<Vec<Row>> {
-    fit(hidden, weight, targets)?;
+fn rows(hidden: &Tensor, head: &HeadWeights<'_>, targets: &[u32], token_weights: &[f32]) -> Result<Vec<Row>> {
+    fit(hidden, head, targets)?;
     if token_weights.len() != targets.len() {
         bail!("linear_cross_entropy: {} token weights for {} targets", token_weights.len(), targets.len())
     }
@@ -81,38 +133,58 @@ fn rows(hidden: &Tensor, weight: &Tensor, targets: &[u32], token_weights: &[f32]
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub fn token_losses(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
-    token_losses_and_hits(hidden, weight, targets).map(|(losses, _)| losses)
+pub fn token_losses<'a>(
+    hidden: &Tensor,
+    head: impl Into<HeadWeights<'a>>,
+    targets: &[u32],
+) -> Result<Vec<f64>> {
+    token_losses_and_hits(hidden, head, targets).map(|(losses, _)| losses)
 }
 
 /// [`token_losses`] and whether each target has the largest logit; of equal logits the lowest id counts.
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub fn token_losses_and_hits(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>)> {
-    fit(hidden, weight, targets)?;
-    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+pub fn token_losses_and_hits<'a>(
+    hidden: &Tensor,
+    head: impl Into<HeadWeights<'a>>,
+    targets: &[u32],
+) -> Result<(Vec<f64>, Vec<bool>)> {
+    let head = head.into();
+    fit(hidden, &head, targets)?;
+    let (hidden, weight, bend) = (hidden.contiguous()?, head.weight.contiguous()?, head.bend()?);
     let row = |(row, &target): (usize, &u32)| Row { row, target: target as usize, weight: 1.0 };
     let rows: Vec<Row> = targets.iter().enumerate().map(row).collect();
     if !composed::is_fused(&hidden) {
-        return Ok(composed::losses_and_hits(&hidden.detach(), &weight.detach(), &rows)?.into_iter().unzip());
+        return Ok(composed::losses_and_hits(&hidden.detach(), &weight.detach(), &bend, &rows)?.into_iter().unzip());
     }
     let locked = (Locked::new(&hidden), Locked::new(&weight));
     let scores = by_dtype!(hidden.dtype(), NAME, T => {
         let read = locked.1.widened::<T>()?;
-        Head::<T>::new(locked.0.values()?, &read, weight.dims2()?).score(&rows)?
+        let bias = bend.bias::<T>()?;
+        Head::<T>::new(locked.0.values()?, &read, weight.dims2()?, (&bias, bend.soft_cap)).score(&rows)?
     });
     Ok(scores.into_iter().map(|score| (score.loss, score.hit)).unzip())
 }
 
 /// An error unless the arguments fit.
-fn fit(hidden: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<()> {
+fn fit(hidden: &Tensor, head: &HeadWeights<'_>, targets: &[u32]) -> Result<()> {
+    let weight = head.weight;
     let (n, width) = matrix_dims(NAME, "hidden", hidden)?;
     let (vocabulary, columns) = matrix_dims(NAME, "weight", weight)?;
     if width != columns {
         bail!("linear_cross_entropy: hidden {:?} does not fit weight {:?}", hidden.dims(), weight.dims())
     }
     mixed::float(NAME, "weight", weight)?;
+    if let Some(bias) = head.bias {
+        if bias.dims() != [vocabulary] {
+            bail!("linear_cross_entropy: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
+        }
+        mixed::float(NAME, "bias", bias)?;
+    }
+    if let Some(cap) = head.soft_cap.filter(|&cap| cap.is_nan() || cap <= 0.0) {
+        bail!("linear_cross_entropy: a soft cap of {cap}")
+    }
     if targets.len() != n {
         bail!("linear_cross_entropy: {} targets for {n} rows", targets.len())
     }
@@ -142,11 +214,29 @@ struct Head<'a, T> {
     weight: &'a [T],
     vocabulary: usize,
     width: usize,
+    /// Empty, or one for each token of the vocabulary.
+    bias: &'a [T],
+    soft_cap: Option<T>,
 }
 
 impl<'a, T: Element> Head<'a, T> {
-    fn new(hidden: &'a [T], weight: &'a [T], (vocabulary, width): (usize, usize)) -> Self {
-        Self { hidden, weight, vocabulary, width }
+    fn new(
+        hidden: &'a [T],
+        weight: &'a [T],
+        (vocabulary, width): (usize, usize),
+        (bias, soft_cap): (&'a [T], Option<f64>),
+    ) -> Self {
+        Self { hidden, weight, vocabulary, width, bias, soft_cap: soft_cap.map(T::from_f64) }
+    }
+
+    /// Makes logits of a row of products.
+    fn bend(&self, logits: &mut [T]) {
+        if !self.bias.is_empty() {
+            vector::add(logits, self.bias);
+        }
+        if let Some(cap) = self.soft_cap {
+            vector::soft_cap(logits, cap);
+        }
     }
 
     fn weight(&self) -> Matrix<'a, T> {
@@ -188,6 +278,7 @@ impl<'a, T: Element> Head<'a, T> {
         let mut scores = Vec::with_capacity(rows.len());
         self.for_each_chunk(rows, |rows, _, logits| {
             let score = |(row, logits): (&Row, &mut [T])| {
+                self.bend(logits);
                 let target = logits.get(row.target).copied().unwrap_or_default();
                 let (before, after) = logits.split_at(row.target.min(logits.len()));
                 let maximum = vector::max(logits);
@@ -206,18 +297,20 @@ impl<'a, T: Element> Head<'a, T> {
         Ok(scores)
     }
 
-    /// The gradients that are wanted of the hidden rows and of the weight, for a loss of gradient `factor`.
+    /// The gradients that are wanted of the hidden rows, the weight and the bias, for a loss of gradient `factor`.
     /// Returns the loss before the factor too: it costs nothing beside them.
-    fn gradients(&self, rows: &[Row], factor: f64, wanted: [bool; 2]) -> Result<(f64, [Option<Vec<T>>; 2])> {
+    fn gradients(&self, rows: &[Row], factor: f64, wanted: [bool; 3]) -> Result<(f64, [Option<Vec<T>>; 3])> {
         use rayon::prelude::*;
-        let lengths = [self.hidden.len(), self.weight.len()];
+        let lengths = [self.hidden.len(), self.weight.len(), self.vocabulary];
         let mut lengths = lengths.into_iter().zip(wanted);
         let mut zeros = || lengths.next().filter(|(_, wanted)| *wanted).map(|(length, _)| vec![T::zero(); length]);
-        let (mut d_hidden, mut d_weight) = (zeros(), zeros());
+        let (mut d_hidden, mut d_weight, mut d_bias) = (zeros(), zeros(), zeros());
         let mut scratch = Vec::new();
         let mut losses = Vec::with_capacity(rows.len());
         self.for_each_chunk(rows, |rows, hidden, logits| {
             let differentiate = |(row, logits): (&Row, &mut [T])| {
+                self.bend(logits);
+                let capped = self.soft_cap.map(|cap| (cap, logits.to_vec()));
                 let target = logits.get(row.target).copied().unwrap_or_default();
                 let maximum = vector::max(logits);
                 let sum = vector::exp_shifted(logits, maximum);
@@ -226,12 +319,21 @@ impl<'a, T: Element> Head<'a, T> {
                 if let Some(target) = logits.get_mut(row.target) {
                     *target -= weight;
                 }
+                if let Some((cap, capped)) = capped {
+                    vector::soft_cap_backward(&capped, cap, logits);
+                }
                 (sum.to_f64().ln() + (maximum.to_f64() - target.to_f64())) * f64::from(row.weight)
             };
             if parallel::worth_sharing(logits.len()) {
                 losses.par_extend(rows.par_iter().zip(logits.par_chunks_exact_mut(self.vocabulary)).map(differentiate));
             } else {
                 losses.extend(rows.iter().zip(logits.chunks_exact_mut(self.vocabulary)).map(differentiate));
+            }
+            if let Some(d_bias) = &mut d_bias {
+                let logits = &*logits;
+                parallel::sum_columns(d_bias, rows.len(), |index, first, sums| {
+                    vector::add(sums, parallel::from(logits, index * self.vocabulary + first));
+                });
             }
             let d_logits = Matrix::new(&*logits, rows.len(), self.vocabulary, self.vocabulary);
             if let Some(d_hidden) = &mut d_hidden {
@@ -249,13 +351,14 @@ impl<'a, T: Element> Head<'a, T> {
             }
             Ok(())
         })?;
-        Ok((losses.iter().sum(), [d_hidden, d_weight]))
+        Ok((losses.iter().sum(), [d_hidden, d_weight, d_bias]))
     }
 }
 
 pub(super) struct CrossEntropy {
     /// In ascending order.
     pub(super) rows: Vec<Row>,
+    pub(super) bend: Bend,
 }
 
 impl CustomOp2 for CrossEntropy {
@@ -266,7 +369,8 @@ impl CustomOp2 for CrossEntropy {
     fn cpu_fwd(&self, h: &CpuStorage, hl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(h.dtype(), NAME, T => {
             let read = widened::<T>(w, wl)?;
-            let head = Head::<T>::new(values(h, hl)?, &read, wl.shape().dims2()?);
+            let bias = self.bend.bias::<T>()?;
+            let head = Head::<T>::new(values(h, hl)?, &read, wl.shape().dims2()?, (&bias, self.bend.soft_cap));
             let scores = head.score(&self.rows)?;
             let sum: f64 = scores.iter().zip(&self.rows).map(|(score, row)| score.loss * f64::from(row.weight)).sum();
             Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum)]), Shape::from(())))
@@ -274,13 +378,14 @@ impl CustomOp2 for CrossEntropy {
     }
 
     fn bwd(&self, h: &Tensor, w: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let wanted = [h.track_op(), w.track_op()];
+        let wanted = [h.track_op(), w.track_op(), false];
         let locked = (Locked::new(h), Locked::new(w), Locked::new(gradient));
         by_dtype!(h.dtype(), NAME, T => {
             let factor = locked.2.values::<T>()?.first().copied().unwrap_or_default().to_f64();
             let read = locked.1.widened::<T>()?;
-            let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?);
-            let (_, [d_hidden, d_weight]) = head.gradients(&self.rows, factor, wanted)?;
+            let bias = self.bend.bias::<T>()?;
+            let head = Head::<T>::new(locked.0.values()?, &read, w.dims2()?, (&bias, self.bend.soft_cap));
+            let (_, [d_hidden, d_weight, _]) = head.gradients(&self.rows, factor, wanted)?;
             let wrap = |values: Option<Vec<T>>, like| values.map(|values| tensor(values, like)).transpose();
             Ok((wrap(d_hidden, h)?, mixed::in_type_of(wrap(d_weight, w)?, w)?))
         })
@@ -302,7 +407,7 @@ mod tests {
             let w = Var::from_tensor(&w.to_dtype(stored).unwrap()).unwrap();
             let read = Var::from_tensor(&w.to_dtype(compute).unwrap().detach()).unwrap();
             let gradients = |w: &Tensor| cross_entropy_gradients(&h, w, &targets, &weights, 0.5).unwrap();
-            let ((loss, [dh, dw]), (want, [dh_of_read, dw_of_read])) = (gradients(&w), gradients(&read));
+            let ((loss, [dh, dw, _]), (want, [dh_of_read, dw_of_read, _])) = (gradients(&w), gradients(&read));
             assert_eq!(loss, want);
             let (dw, dw_of_read) = (dw.unwrap(), dw_of_read.unwrap());
             assert_eq!((dw.dtype(), check::flat(&dh.unwrap())), (stored, check::flat(&dh_of_read.unwrap())));
@@ -320,7 +425,8 @@ mod tests {
         let gradients = || cross_entropy_gradients(&h, &w, &targets, &weights, 0.5).unwrap();
         let ((loss, fused), (composed_loss, composed)) = (gradients(), instead_of_fused(gradients));
         assert!((loss - composed_loss).abs() < 1e-12);
-        for (fused, composed) in fused.iter().zip(&composed) {
+        assert!(fused[2].is_none() && composed[2].is_none());
+        for (fused, composed) in fused.iter().zip(&composed).take(2) {
             check::close(composed.as_ref().unwrap(), &check::flat(fused.as_ref().unwrap()), 1e-12);
         }
     }
@@ -359,6 +465,57 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_and_a_soft_cap_and_their_gradients() {
+        let (n, d, vocabulary) = (7, 4, 9);
+        let (h, w, targets, weights) = case(n, d, vocabulary);
+        let bias = check::normal(&[vocabulary], 3);
+        for soft_cap in [None, Some(1.5)] {
+            let loss_of = |h: &Tensor, w: &Tensor, bias: &Tensor| {
+                let logits = h.matmul(&w.t().unwrap()).unwrap().broadcast_add(bias).unwrap().to_vec2::<f64>().unwrap();
+                let bent = |x: &f64| soft_cap.map_or(*x, |cap: f64| cap * (x / cap).tanh());
+                let loss = |row: &Vec<f64>, t: u32| {
+                    row.iter().map(|x| bent(x).exp()).sum::<f64>().ln() - bent(&row[t as usize])
+                };
+                logits.iter().zip(&targets).map(|(row, &t)| loss(row, t)).collect::<Vec<f64>>()
+            };
+            let losses = loss_of(&h, &w, &bias);
+            let sum = |losses: &[f64]| losses.iter().zip(&weights).map(|(l, w)| l * f64::from(*w)).sum::<f64>();
+            let head = HeadWeights { weight: &w, bias: Some(&bias), soft_cap };
+            let f = |t: &[Tensor]| {
+                let bias = bias.to_dtype(t[0].dtype())?;
+                let head = HeadWeights { weight: &t[1], bias: Some(&bias), soft_cap };
+                linear_cross_entropy(&t[0], head, &targets, &weights)
+            };
+            check::close(&linear_cross_entropy(&h, head, &targets, &weights).unwrap(), &[sum(&losses)], 1e-12);
+            check::gradients(&[&h, &w], f);
+            check::f32_agrees(&[&h, &w], 1e-5, f);
+            let found = [token_losses(&h, head, &targets), instead_of_fused(|| token_losses(&h, head, &targets))];
+            for found in found {
+                assert!(found.unwrap().iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-12 * b.max(1.0)));
+            }
+            let [vh, vw, vb] = [&h, &w, &bias].map(|t| Var::from_tensor(t).unwrap());
+            let head = HeadWeights { weight: &vw, bias: Some(&vb), soft_cap };
+            assert!(linear_cross_entropy(&vh, head, &targets, &weights).is_err());
+            let gradients = || cross_entropy_gradients(&vh, head, &targets, &weights, 0.5).unwrap();
+            let ((loss, fused), (_, composed)) = (gradients(), instead_of_fused(gradients));
+            assert!((loss - sum(&losses)).abs() < 1e-12);
+            for (fused, composed) in fused.iter().zip(&composed) {
+                check::close(composed.as_ref().unwrap(), &check::flat(fused.as_ref().unwrap()), 1e-12);
+            }
+            let d_bias = check::flat(fused[2].as_ref().unwrap());
+            for (index, got) in d_bias.iter().enumerate() {
+                let moved = |step: f64| {
+                    let mut values = check::flat(&bias);
+                    values[index] += step;
+                    sum(&loss_of(&h, &w, &Tensor::new(values, &Device::Cpu).unwrap()))
+                };
+                let slope = (moved(1e-5) - moved(-1e-5)) / 4e-5;
+                assert!((slope - got).abs() < 1e-8, "{index}: {got} for {slope}");
+            }
+        }
+    }
+
+    #[test]
     fn several_chunks_agree_with_the_formula_on_any_number_of_threads() {
         // 262 rows a chunk.
         let (h, w, targets, weights) = case(600, 5, 4000);
@@ -380,12 +537,12 @@ mod tests {
         let gradient = loss.backward().unwrap().get(&h).unwrap().to_vec2::<f64>().unwrap();
         assert_eq!((&gradient[1], &gradient[4]), (&vec![0.0; 3], &vec![0.0; 3]));
         let composed = || cross_entropy_gradients(&h, &w, &targets, &weights, 1.0).unwrap();
-        let (_, [composed, _]) = instead_of_fused(composed);
+        let (_, [composed, ..]) = instead_of_fused(composed);
         check::close(&composed.unwrap(), &gradient.concat(), 1e-12);
         let none = linear_cross_entropy(&h, &w, &targets, &[0.0; 6]).unwrap();
         assert_eq!(none.to_scalar::<f64>().unwrap(), 0.0);
         assert_eq!(check::flat(none.backward().unwrap().get(&h).unwrap()), vec![0.0; 18]);
-        let (none, [d_hidden, _]) =
+        let (none, [d_hidden, ..]) =
             instead_of_fused(|| cross_entropy_gradients(&h, &w, &targets, &[0.0; 6], 1.0).unwrap());
         assert_eq!((none, check::flat(&d_hidden.unwrap())), (0.0, vec![0.0; 18]));
     }

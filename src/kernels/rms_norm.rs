@@ -1,5 +1,7 @@
 //! RMS norm (Zhang and Sennrich, 2019), fused.
 
+use std::borrow::Cow;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -9,21 +11,37 @@ use super::{mixed, parallel, vector};
 
 const NAME: &str = "rms_norm";
 
-/// `x / sqrt(mean(x²) + eps) · weight` for every row of `x`, which is `[n, d]`; `weight` is `[d]`.
+/// `x / sqrt(mean(x²) + eps) · weight` for every `d` consecutive elements of `x`; `weight` is `[d]`, and `x` `[n, d]`, or
+/// `[n, heads · d]` to norm each head by itself.
 ///
 /// # Errors
 /// If the shapes or element types do not fit, or the tensors are on different devices.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    norm(x, weight, RmsNorm { eps, shift: 0.0 })
+}
+
+/// [`rms_norm`] with `1 + weight` for `weight`, as Gemma has it.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn shifted_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    norm(x, weight, RmsNorm { eps, shift: 1.0 })
+}
+
+fn norm(x: &Tensor, weight: &Tensor, operation: RmsNorm) -> Result<Tensor> {
     let (_, width) = matrix_dims(NAME, "x", x)?;
-    if weight.dims() != [width] {
-        bail!("rms_norm: weight {:?} does not fit x {:?}", weight.dims(), x.dims())
+    match weight.dims() {
+        &[own] if own > 0 && width % own == 0 => {}
+        _ => bail!("rms_norm: weight {:?} does not fit x {:?}", weight.dims(), x.dims()),
     }
     mixed::float(NAME, "weight", weight)?;
-    tape::apply2(RmsNorm { eps }, [&x.contiguous()?, &weight.contiguous()?], Reads::arguments([true; 2]))
+    tape::apply2(operation, [&x.contiguous()?, &weight.contiguous()?], Reads::arguments([true; 2]))
 }
 
 pub(super) struct RmsNorm {
     pub(super) eps: f64,
+    /// Added to every weight.
+    pub(super) shift: f64,
 }
 
 impl RmsNorm {
@@ -33,8 +51,16 @@ impl RmsNorm {
         T::one() / (mean + T::from_f64(self.eps)).sqrt()
     }
 
+    /// The weights as they multiply.
+    fn shifted<'a, T: Element>(&self, weight: &'a [T]) -> Cow<'a, [T]> {
+        match self.shift {
+            0.0 => Cow::Borrowed(weight),
+            shift => Cow::Owned(weight.iter().map(|&w| w + T::from_f64(shift)).collect()),
+        }
+    }
+
     fn forward<T: Element>(&self, x: &[T], weight: &[T]) -> Vec<T> {
-        let width = weight.len();
+        let (width, weight) = (weight.len(), &*self.shifted(weight));
         parallel::rows(x.len() / width.max(1), width, |index, out| {
             let row = parallel::row(x, index, width);
             vector::rms_norm(row, weight, self.inverse(row), out);
@@ -42,10 +68,12 @@ impl RmsNorm {
     }
 
     fn backward<T: Element>(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (n, width) = x.dims2()?;
+        let width = w.elem_count();
+        let n = x.elem_count() / width.max(1);
         let locked = (Locked::new(x), Locked::new(w), Locked::new(g));
         let (xs, gradient) = (locked.0.values::<T>()?, locked.2.values::<T>()?);
-        let weight = &*locked.1.widened::<T>()?;
+        let read = locked.1.widened::<T>()?;
+        let weight = &*self.shifted(&read);
         let mut gradients = (None, None);
         if x.track_op() {
             let out = parallel::rows(n, width, |index, out| {

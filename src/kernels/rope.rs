@@ -11,19 +11,29 @@ use super::{parallel, vector};
 
 const NAME: &str = "rope";
 
+/// Which two elements of a head are one point that is turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairing {
+    /// `i` and `i + pairs` ("rotate half"), as LLaMA in Hugging Face's layout.
+    Halves,
+    /// `2i` and `2i + 1` ("rotate every two"), as GPT-J.
+    Neighbours,
+}
+
 /// Rotates every head of every token by the angles of the token's position.
 ///
-/// `x` is `[n, heads · head_dim]`; `cos` and `sin` are `[max_positions, head_dim / 2]`, in [`wide`](super::wide) types
-/// of `x`, and get no gradient; row `i` of
-/// `x` stands at `positions[i]`. Element `i` of a head is paired with element `i + head_dim / 2` ("rotate half").
+/// `x` is `[n, heads · head_dim]`; `cos` and `sin` are `[max_positions, pairs]`, in [`wide`](super::wide) types of `x`,
+/// and get no gradient; row `i` of `x` stands at `positions[i]`. The elements of a head behind the first `2 · pairs`
+/// stay as they are.
 ///
 /// # Errors
 /// If the shapes or element types do not fit, a position has no row in the tables, or the tensors are on different devices.
-pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Arc<[u32]>) -> Result<Tensor> {
+pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Arc<[u32]>, pairing: Pairing) -> Result<Tensor> {
     let (n, width) = matrix_dims(NAME, "x", x)?;
     let (rows, half) = matrix_dims(NAME, "cos", cos)?;
-    if half == 0 || Some(width) != heads.checked_mul(2 * half) {
-        bail!("rope: x {:?} is not {heads} heads of twice the tables' {half} columns", x.dims())
+    let head_dim = width / heads.max(1);
+    if half == 0 || heads * head_dim != width || head_dim < 2 * half {
+        bail!("rope: x {:?} is not {heads} heads of at least twice the tables' {half} columns", x.dims())
     }
     if sin.dims() != cos.dims() {
         bail!("rope: sin {:?} where cos is {:?}", sin.dims(), cos.dims())
@@ -41,7 +51,7 @@ pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Ar
         bail!("rope: position {position} is beyond the {rows} positions of the tables; shorten the sequence")
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    let operation = Rope { cos, sin, positions: Arc::clone(positions) };
+    let operation = Rope { cos, sin, positions: Arc::clone(positions), head_dim, pairing };
     tape::apply1(operation, &x.contiguous()?, Reads::arguments([false]))
 }
 
@@ -49,6 +59,8 @@ pub(super) struct Rope {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
     pub(super) positions: Arc<[u32]>,
+    pub(super) head_dim: usize,
+    pub(super) pairing: Pairing,
 }
 
 impl Rope {
@@ -60,9 +72,15 @@ impl Rope {
         Ok(parallel::rows(self.positions.len(), width, |index, out| {
             let position = self.positions.get(index).copied().unwrap_or_default() as usize;
             let (cos, sin) = (parallel::row(cos, position, half), parallel::row(sin, position, half));
-            let heads = parallel::row(x, index, width).chunks_exact(2 * half);
-            for (x, out) in heads.zip(out.chunks_exact_mut(2 * half)) {
-                vector::rotate(x, cos, sin, sign, out);
+            let heads = parallel::row(x, index, width).chunks_exact(self.head_dim);
+            for (x, out) in heads.zip(out.chunks_exact_mut(self.head_dim)) {
+                let (x, rest) = x.split_at(2 * half);
+                let (out, out_rest) = out.split_at_mut(2 * half);
+                out_rest.copy_from_slice(rest);
+                match self.pairing {
+                    Pairing::Halves => vector::rotate(x, cos, sin, sign, out),
+                    Pairing::Neighbours => vector::rotate_neighbours(x, cos, sin, sign, out),
+                }
             }
         }))
     }
@@ -124,13 +142,41 @@ mod tests {
             let x = check::normal(&[positions.len(), heads * 2 * half], 1);
             let positions: Arc<[u32]> = positions.into();
             let want = naive(&x, heads, &cos, &sin, &positions);
-            check::close(&rope(&x, heads, &cos, &sin, &positions).unwrap(), &want, 1e-12);
-            let moved = rope(&check::strided(&x), heads, &check::offset(&cos), &check::strided(&sin), &positions);
+            check::close(&rope(&x, heads, &cos, &sin, &positions, Pairing::Halves).unwrap(), &want, 1e-12);
+            let moved = rope(&check::strided(&x), heads, &check::offset(&cos), &check::strided(&sin), &positions, Pairing::Halves);
             check::close(&moved.unwrap(), &want, 1e-12);
             let any = |t: &[Tensor]| {
                 let dtype = crate::kernels::wide(t[0].dtype());
-                rope(&t[0], heads, &cos.to_dtype(dtype)?, &sin.to_dtype(dtype)?, &positions)
+                rope(&t[0], heads, &cos.to_dtype(dtype)?, &sin.to_dtype(dtype)?, &positions, Pairing::Halves)
             };
+            check::gradients(&[&x], any);
+            check::f32_agrees(&[&x], 1e-6, any);
+        }
+    }
+
+    #[test]
+    fn a_part_of_each_head_is_rotated_in_either_pairing() {
+        // Two pairs of heads of five: what is behind the fourth element stays.
+        let (cos, sin) = tables(12, 2);
+        let (x, positions): (_, Arc<[u32]>) = (check::normal(&[3, 10], 1), [0, 7, 2].into());
+        let rows = x.to_vec2::<f64>().unwrap();
+        for (pairing, pairs) in [(Pairing::Halves, [(0, 2), (1, 3)]), (Pairing::Neighbours, [(0, 1), (2, 3)])] {
+            let mut want = rows.clone();
+            for (row, &position) in want.iter_mut().zip(&*positions) {
+                for head in row.chunks_mut(5) {
+                    for (pair, (a, b)) in pairs.into_iter().enumerate() {
+                        let angle = f64::from(position) / 10f64.powf(pair as f64 / 2.0);
+                        let (x1, x2) = (head[a], head[b]);
+                        (head[a], head[b]) =
+                            (x1 * angle.cos() - x2 * angle.sin(), x2 * angle.cos() + x1 * angle.sin());
+                    }
+                }
+            }
+            let any = |t: &[Tensor]| {
+                let dtype = crate::kernels::wide(t[0].dtype());
+                rope(&t[0], 2, &cos.to_dtype(dtype)?, &sin.to_dtype(dtype)?, &positions, pairing)
+            };
+            check::close(&any(&[x.clone()]).unwrap(), &want.concat(), 1e-12);
             check::gradients(&[&x], any);
             check::f32_agrees(&[&x], 1e-6, any);
         }
@@ -142,10 +188,10 @@ mod tests {
         let (cos, sin) = (cos.to_dtype(DType::F32).unwrap(), sin.to_dtype(DType::F32).unwrap());
         let x = check::normal(&[500, 64], 1);
         let positions: Arc<[u32]> = (0..100).chain(0..400).collect();
-        check::threads_agree(&[&x], |t| rope(&t[0], 2, &cos, &sin, &positions));
+        check::threads_agree(&[&x], |t| rope(&t[0], 2, &cos, &sin, &positions, Pairing::Halves));
         let x = x.to_dtype(DType::F32).unwrap();
-        let whole = check::flat(&rope(&x, 2, &cos, &sin, &positions).unwrap());
-        let second = rope(&x.narrow(0, 100, 400).unwrap(), 2, &cos, &sin, &(0..400).collect()).unwrap();
+        let whole = check::flat(&rope(&x, 2, &cos, &sin, &positions, Pairing::Halves).unwrap());
+        let second = rope(&x.narrow(0, 100, 400).unwrap(), 2, &cos, &sin, &(0..400).collect(), Pairing::Halves).unwrap();
         assert_eq!(whole[100 * 64..], check::flat(&second));
     }
 
@@ -153,11 +199,11 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let (cos, sin) = tables(4, 2);
         let x = check::normal(&[2, 8], 1);
-        assert!(rope(&x, 2, &cos, &sin, &[0, 3].into()).is_ok());
-        let message = rope(&x, 2, &cos, &sin, &[0, 4].into()).unwrap_err().to_string();
+        assert!(rope(&x, 2, &cos, &sin, &[0, 3].into(), Pairing::Halves).is_ok());
+        let message = rope(&x, 2, &cos, &sin, &[0, 4].into(), Pairing::Halves).unwrap_err().to_string();
         assert!(message.starts_with("rope: position 4 is beyond the 4 positions"), "{message}");
-        assert!(rope(&x, 2, &cos, &sin, &[0].into()).is_err());
-        assert!(rope(&x, 3, &cos, &sin, &[0, 1].into()).is_err());
-        assert!(rope(&x, 2, &cos, &tables(5, 2).1, &[0, 1].into()).is_err());
+        assert!(rope(&x, 2, &cos, &sin, &[0].into(), Pairing::Halves).is_err());
+        assert!(rope(&x, 3, &cos, &sin, &[0, 1].into(), Pairing::Halves).is_err());
+        assert!(rope(&x, 2, &cos, &tables(5, 2).1, &[0, 1].into(), Pairing::Halves).is_err());
     }
 }

@@ -410,7 +410,7 @@ mod tests {
         both(&x[..1], |t| kernels::scaled_add(&t[0], &t[0], 1.0));
         both(&x, |t| {
             let sum = kernels::scaled_add(&t[0], &t[1], 1.0)?;
-            kernels::scaled_add(&kernels::tanh(&sum)?, &kernels::swiglu(&sum, &t[1])?, -0.5)
+            kernels::scaled_add(&kernels::tanh(&sum)?, &kernels::gated(&sum, &t[1], kernels::Activation::Silu)?, -0.5)
         });
     }
 

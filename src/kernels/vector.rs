@@ -413,6 +413,52 @@ vectorised! {
         }
     }
 
+    /// `out = x · σ(x)` with the logistic function σ.
+    fn silu<T>(x: &[T], out: &mut [T]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x * sigmoid(x);
+        }
+    }
+
+    /// `out = gradient · (σ(x) + x · σ(x) · (1 - σ(x)))`.
+    fn silu_backward<T>(x: &[T], gradient: &[T], out: &mut [T]) {
+        for ((out, &x), &gradient) in out.iter_mut().zip(x).zip(gradient) {
+            let sigmoid = sigmoid(x);
+            *out = gradient * sigmoid * (T::one() + x * (T::one() - sigmoid));
+        }
+    }
+
+    /// `row = row · a`.
+    fn multiply<T>(row: &mut [T], a: &[T]) {
+        for (x, &a) in row.iter_mut().zip(a) {
+            *x *= a;
+        }
+    }
+
+    /// `out = a · b`.
+    fn products<T>(a: &[T], b: &[T], out: &mut [T]) {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            *out = a * b;
+        }
+    }
+
+    /// `row = cap · tanh(row / cap)`.
+    fn soft_cap<T>(row: &mut [T], cap: T) {
+        let inverse = T::one() / cap;
+        for x in row {
+            *x = cap * (*x * inverse).tanh();
+        }
+    }
+
+    /// What a soft cap leaves of a gradient, `gradient = gradient · (1 - (capped / cap)²)`.
+    fn soft_cap_backward<T>(capped: &[T], cap: T, gradient: &mut [T]) {
+        let inverse = T::one() / cap;
+        for (gradient, &capped) in gradient.iter_mut().zip(capped) {
+            let tanh = capped * inverse;
+            *gradient *= T::one() - tanh * tanh;
+        }
+    }
+
     /// One row of softmax backwards, in place of the probabilities' gradient:
     /// `gradient = probability · (gradient - shift) · factor`.
     fn softmax_backward<T>(probabilities: &[T], gradient: &mut [T], shift: T, factor: T) {
@@ -436,6 +482,16 @@ vectorised! {
             let sin = sin * sign;
             *out1 = x1 * cos - x2 * sin;
             *out2 = x2 * cos + x1 * sin;
+        }
+    }
+
+    /// Rotates the pairs `(2i, 2i + 1)` of one head, else as `rotate`.
+    fn rotate_neighbours<T>(x: &[T], cos: &[T], sin: &[T], sign: T, out: &mut [T]) {
+        let (pairs, _) = x.as_chunks::<2>();
+        let (out, _) = out.as_chunks_mut::<2>();
+        for (((out, &[x1, x2]), &cos), &sin) in out.iter_mut().zip(pairs).zip(cos).zip(sin) {
+            let sin = sin * sign;
+            *out = [x1 * cos - x2 * sin, x2 * cos + x1 * sin];
         }
     }
 

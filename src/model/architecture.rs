@@ -1,6 +1,6 @@
 //! What distinguishes one model family from another, as data.
 
-use crate::kernels::Activation;
+use crate::kernels::{Activation, Columns, Pairing};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -13,6 +13,10 @@ pub struct Architecture {
     pub vocab_size: usize,
     /// Width d of the residual stream.
     pub hidden_size: usize,
+    /// Width of the embedding table; where it is not d, a projection follows.
+    pub embedding_size: usize,
+    /// What the rows of the embedding table are multiplied by (Gemma: √d).
+    pub embedding_scale: Option<f64>,
     /// Width of the feed-forward's inner activation.
     pub intermediate_size: usize,
     /// Number of blocks L.
@@ -25,12 +29,24 @@ pub struct Architecture {
     pub head_dim: usize,
     /// Whether a token sees only itself and what stands before it.
     pub causal: bool,
-    /// The kind of every norm.
+    /// What scores are multiplied by before the softmax; usually `1 / sqrt(head_dim)`.
+    pub attention_scale: f64,
+    /// Scores are bent to `cap · tanh(score / cap)`.
+    pub attention_soft_cap: Option<f64>,
+    /// How far a token sees in each block, in tokens; a block without an entry sees all.
+    pub reaches: Vec<Option<usize>>,
+    /// The rotary embedding of the blocks that do not see all, where it is another.
+    pub local_rope: Option<Rope>,
+    /// How a linear that makes queries, keys and values together orders its outputs.
+    pub fused_order: FusedOrder,
+    /// The kind of every norm; where the norms stand is said by [`Names::norms`].
     pub norm: NormKind,
-    /// Where a block's norms stand.
-    pub norm_place: NormPlace,
     /// Added to the mean square (or variance) inside a norm.
     pub norm_eps: f64,
+    /// Whether the feed-forward reads the block's input, beside attention, and not what attention left.
+    pub parallel: bool,
+    /// Whether the first block's attention reads the stream without a norm (ModernBERT).
+    pub bare_first: bool,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
     /// How a token knows its position.
@@ -39,14 +55,18 @@ pub struct Architecture {
     pub token_types: usize,
     /// Whether the sum of the embeddings goes through a norm before the first block.
     pub embedding_norm: bool,
-    /// The form of the feed-forward.
-    pub feed_forward: FeedForward,
-    /// The language-model head.
+    /// The activation of the feed-forward: of the gate where there is one, else between its two linears.
+    pub activation: Activation,
+    /// The language-model head: of the next token, or of a masked one.
     pub head: Head,
-    /// Whether q, k, v and o carry a bias.
-    pub attention_bias: bool,
-    /// Whether the feed-forward's linears carry a bias.
-    pub mlp_bias: bool,
+    /// The activation behind the head's first linear, where it has two.
+    pub head_activation: Option<Activation>,
+    /// Logits are bent to `cap · tanh(logit / cap)`.
+    pub head_soft_cap: Option<f64>,
+    /// The linears of a block that carry a bias.
+    pub biased: Vec<Role>,
+    /// Whether the files hold the blocks' linears as `[in, out]` (GPT-2).
+    pub transposed: bool,
     /// What h0 is where the initial residual is used.
     pub h0_kind: H0Kind,
     /// Hugging Face's tensor names.
@@ -57,43 +77,131 @@ impl Architecture {
     /// Every tensor of the model by its full name, with its shape.
     #[must_use]
     pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
-        let (names, d) = (&self.names, self.hidden_size);
+        let (names, d, e) = (&self.names, self.hidden_size, self.embedding_size);
         let mut all = BTreeMap::new();
-        let norm = |all: &mut BTreeMap<String, Vec<usize>>, path: String| {
+        let norm = |all: &mut BTreeMap<String, Vec<usize>>, path: String, width: usize| {
             if self.norm == NormKind::Layer {
-                all.insert(format!("{path}.bias"), vec![d]);
+                all.insert(format!("{path}.bias"), vec![width]);
             }
-            all.insert(format!("{path}.weight"), vec![d]);
+            all.insert(format!("{path}.weight"), vec![width]);
         };
-        let table = vec![self.vocab_size, d];
+        let table = vec![self.vocab_size, e];
         all.insert(names.whole(names.embedding, "weight"), table.clone());
+        // OPT adds positions of the stream's width; the others project what they have summed.
+        let summed = if self.projects_tokens() { d } else { e };
         if let Positions::Learned { first, .. } = self.positions {
-            all.insert(names.whole(names.positions, "weight"), vec![first + self.max_positions, d]);
+            all.insert(names.whole(names.positions, "weight"), vec![first + self.max_positions, summed]);
+        }
+        if let Positions::Buckets { buckets, .. } = self.positions {
+            all.insert(names.whole(names.positions, "weight"), vec![buckets, self.heads]);
         }
         if self.token_types > 0 {
-            all.insert(names.whole(names.token_types, "weight"), vec![self.token_types, d]);
+            all.insert(names.whole(names.token_types, "weight"), vec![self.token_types, summed]);
         }
         if self.embedding_norm {
-            norm(&mut all, format!("{}{}", names.prefix, names.embedding_norm));
+            norm(&mut all, names.path(names.embedding_norm), summed);
+        }
+        if let Some(projection) = self.projection_path() {
+            if !self.projects_tokens() {
+                all.insert(format!("{projection}.bias"), vec![d]);
+            }
+            all.insert(format!("{projection}.weight"), vec![d, e]);
         }
         if self.has_final_norm() {
-            norm(&mut all, format!("{}{}", names.prefix, names.final_norm));
+            norm(&mut all, names.path(names.final_norm), d);
         }
-        if self.head == Head::Own {
-            all.insert(names.whole(names.head, "weight"), table);
-        }
+        all.extend(self.head_tensors());
         for layer in 0..self.layers {
-            norm(&mut all, names.in_block(layer, names.attention_norm));
-            norm(&mut all, names.in_block(layer, names.feed_forward_norm));
-            for &role in self.roles() {
-                let (path, out) = (self.linear_path(layer, role), self.output_width(role));
-                all.insert(format!("{path}.weight"), vec![out, self.input_width(role)]);
+            for (path, width) in self.block_norms(layer) {
+                norm(&mut all, path, width);
+            }
+            for role in self.roles() {
+                let (path, out, input) = (self.linear_path(layer, role), self.output_width(role), self.input_width(role));
+                all.insert(format!("{path}.weight"), if self.transposed { vec![input, out] } else { vec![out, input] });
                 if self.has_bias(role) {
                     all.insert(format!("{path}.bias"), vec![out]);
                 }
             }
         }
         all
+    }
+
+    /// The tensors of the head beyond the embedding table.
+    #[must_use]
+    pub fn head_tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        let (names, d, e) = (&self.names, self.hidden_size, self.embedding_size);
+        let mut all = BTreeMap::new();
+        if self.head == Head::Absent {
+            return all;
+        }
+        if self.head == Head::Own {
+            all.insert(format!("{}.weight", names.head), vec![self.vocab_size, e]);
+        }
+        if !names.head_bias.is_empty() {
+            all.insert(names.head_bias.to_owned(), vec![self.vocab_size]);
+        }
+        if !names.head_dense.is_empty() {
+            all.insert(format!("{}.weight", names.head_dense), vec![e, d]);
+            if names.head_dense_bias {
+                all.insert(format!("{}.bias", names.head_dense), vec![e]);
+            }
+        }
+        if !names.head_norm.is_empty() {
+            all.insert(format!("{}.weight", names.head_norm), vec![e]);
+            if self.norm == NormKind::Layer {
+                all.insert(format!("{}.bias", names.head_norm), vec![e]);
+            }
+        }
+        all
+    }
+
+    /// Every norm of a block by its full path, with its width.
+    fn block_norms(&self, layer: usize) -> Vec<(String, usize)> {
+        let (names, d) = (&self.names, self.hidden_size);
+        let mut all = Vec::new();
+        for (index, norms) in names.norms.iter().enumerate() {
+            let before = if self.bare_first && layer == 0 && index == 0 { "" } else { norms.before };
+            all.extend([before, norms.added, norms.after].map(|name| (name, d)));
+        }
+        let whole = |heads: usize| if names.norms_of_heads { self.head_dim } else { heads * self.head_dim };
+        all.extend([(names.query_norm, whole(self.heads)), (names.key_norm, whole(self.kv_heads))]);
+        let named = all.into_iter().filter(|(name, _)| !name.is_empty());
+        named.map(|(name, width)| (names.in_block(layer, name), width)).collect()
+    }
+
+    /// Whether the rows of the table are projected before positions are added to them (OPT).
+    #[must_use]
+    pub fn projects_tokens(&self) -> bool {
+        self.embedding_size != self.hidden_size && self.causal
+    }
+
+    /// The path of the projection from the embeddings' width to the stream's, where they differ.
+    #[must_use]
+    pub fn projection_path(&self) -> Option<String> {
+        (self.embedding_size != self.hidden_size).then(|| self.names.path(self.names.embedding_projection))
+    }
+
+    /// How far a token sees in a block, in tokens; `None`: as far as there are any.
+    #[must_use]
+    pub fn reach(&self, layer: usize) -> Option<usize> {
+        self.reaches.get(layer).copied().flatten()
+    }
+
+    /// The columns of queries, keys and values in what [`Role::QueryKeyValue`] writes.
+    #[must_use]
+    pub fn fused_columns(&self) -> [Columns; 3] {
+        let (groups, dim) = (self.kv_heads, self.head_dim);
+        let shared = self.heads / groups.max(1);
+        let (q, kv) = (self.heads * dim, groups * dim);
+        match self.fused_order {
+            FusedOrder::Blocks => [(0, q), (q, kv), (q + kv, kv)].map(|range| Columns::from([range])),
+            FusedOrder::Groups => {
+                let of = |first: usize, count: usize| {
+                    (0..groups).map(|group| (group * (shared + 2) * dim + first * dim, count * dim)).collect()
+                };
+                [of(0, shared), of(shared, 1), of(shared + 1, 1)]
+            }
+        }
     }
 
     /// The number of weights, biases and norms included.
@@ -104,17 +212,26 @@ impl Architecture {
 
     /// The linears that a block has, in the order in which it computes them.
     #[must_use]
-    pub fn roles(&self) -> &'static [Role] {
-        match self.feed_forward {
-            FeedForward::Gated => &Role::ALL,
-            FeedForward::Plain(_) => &Role::WITHOUT_GATE,
-        }
+    pub fn roles(&self) -> Vec<Role> {
+        Role::ALL.into_iter().filter(|&role| self.has(role)).collect()
+    }
+
+    /// Whether a block has a linear of this role.
+    #[must_use]
+    pub fn has(&self, role: Role) -> bool {
+        !self.names.linear(role).is_empty()
+    }
+
+    /// Whether the feed-forward has a gate.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        self.has(Role::Gate) || self.has(Role::GateUp)
     }
 
     /// Whether a norm follows the last block: post-norm models have it inside the block.
     #[must_use]
     pub fn has_final_norm(&self) -> bool {
-        self.norm_place == NormPlace::Before
+        !self.names.final_norm.is_empty()
     }
 
     /// The width of the vectors that the linear of this role reads.
@@ -133,7 +250,9 @@ impl Architecture {
         match role {
             Role::Query => self.heads * self.head_dim,
             Role::Key | Role::Value => self.kv_heads * self.head_dim,
+            Role::QueryKeyValue => (self.heads + 2 * self.kv_heads) * self.head_dim,
             Role::Gate | Role::Up => self.intermediate_size,
+            Role::GateUp => 2 * self.intermediate_size,
             Role::AttentionOutput | Role::Down => self.hidden_size,
         }
     }
@@ -141,10 +260,7 @@ impl Architecture {
     /// Whether the linear of this role carries a bias.
     #[must_use]
     pub fn has_bias(&self, role: Role) -> bool {
-        match role {
-            Role::Query | Role::Key | Role::Value | Role::AttentionOutput => self.attention_bias,
-            Role::Gate | Role::Up | Role::Down => self.mlp_bias,
-        }
+        self.biased.contains(&role)
     }
 
     /// The Hugging Face module path of a block's linear, such as `model.layers.3.mlp.up_proj`.
@@ -158,7 +274,7 @@ impl Architecture {
     pub fn rope(&self) -> Option<&Rope> {
         match &self.positions {
             Positions::Rotary(rope) => Some(rope),
-            Positions::Learned { .. } => None,
+            _ => None,
         }
     }
 }
@@ -168,17 +284,21 @@ impl Architecture {
 pub enum NormKind {
     /// RMS norm: a weight, no bias, no mean.
     Rms,
+    /// RMS norm that multiplies by one plus its weight (Gemma).
+    ShiftedRms,
     /// Layer norm: weight and bias.
     Layer,
+    /// Layer norm without a bias.
+    BareLayer,
 }
 
-/// Where a block's norms stand.
+/// How a linear that makes queries, keys and values together orders its outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormPlace {
-    /// In front of each sub-layer, and once more after the last block (LLaMA).
-    Before,
-    /// Behind each sum of stream and sub-layer (BERT).
-    After,
+pub enum FusedOrder {
+    /// All queries, all keys, all values.
+    Blocks,
+    /// For each key head its query heads, its key and its value.
+    Groups,
 }
 
 /// How a token knows its position.
@@ -193,15 +313,18 @@ pub enum Positions {
         /// The padding token, which counts as no position and reads row `first - 1` (RoBERTa).
         padding: Option<u32>,
     },
-}
-
-/// The form of the feed-forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeedForward {
-    /// `down(silu(gate(x)) · up(x))`.
-    Gated,
-    /// `down(activation(up(x)))`.
-    Plain(Activation),
+    /// Scores fall with distance, for each head at its own slope (ALiBi, Press et al., 2022).
+    Alibi {
+        /// What the slopes are multiplied by.
+        factor: f64,
+    },
+    /// Each head adds a learned number by the bucket of the distance (T5, Raffel et al., 2020).
+    Buckets {
+        /// Rows of the table.
+        buckets: usize,
+        /// Distances from here on share the last bucket.
+        max_distance: usize,
+    },
 }
 
 /// The language-model head.
@@ -225,18 +348,31 @@ impl fmt::Display for Head {
     }
 }
 
-/// Rotary position embedding over the whole head width, in the half-split pairing of Hugging Face.
+/// Rotary position embedding of the first elements of every head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// LLaMA 3.1's stretching of the long wavelengths.
+    /// Elements of a head that are rotated, an even number.
+    pub dims: usize,
+    /// Which of them are a pair.
+    pub pairing: Pairing,
+    /// The stretching of wavelengths for long contexts.
     pub scaling: Option<RopeScaling>,
 }
 
-/// LLaMA 3.1's rope scaling (`rope_type: llama3`).
+/// How wavelengths are stretched for contexts longer than those a model was first trained with.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RopeScaling {
+pub enum RopeScaling {
+    /// All by this factor (`rope_type: linear`).
+    Linear(f64),
+    /// LLaMA 3.1's (`rope_type: llama3`).
+    Llama3(Llama3Scaling),
+}
+
+/// LLaMA 3.1's rope scaling: long wavelengths alone are stretched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Llama3Scaling {
     /// Long wavelengths are stretched by this.
     pub factor: f64,
     /// Wavelengths above `original_max_positions / low_freq_factor` are stretched fully.
@@ -248,22 +384,23 @@ pub struct RopeScaling {
 }
 
 impl Rope {
-    /// The `head_dim / 2` inverse frequencies, in radians a position.
+    /// The `dims / 2` inverse frequencies, in radians a position.
     #[must_use]
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f64> {
-        (0..head_dim / 2)
+    pub fn inverse_frequencies(&self) -> Vec<f64> {
+        (0..self.dims / 2)
             .map(|i| {
-                let frequency = self.theta.powf(-2.0 * i as f64 / head_dim as f64);
+                let frequency = self.theta.powf(-2.0 * i as f64 / self.dims as f64);
                 match &self.scaling {
                     None => frequency,
-                    Some(scaling) => scaling.apply(frequency),
+                    Some(RopeScaling::Linear(factor)) => frequency / factor,
+                    Some(RopeScaling::Llama3(scaling)) => scaling.apply(frequency),
                 }
             })
             .collect()
     }
 }
 
-impl RopeScaling {
+impl Llama3Scaling {
     /// Source: transformers, `_compute_llama3_parameters`.
     fn apply(&self, frequency: f64) -> f64 {
         let wavelength = 2.0 * std::f64::consts::PI / frequency;
@@ -307,24 +444,33 @@ pub enum Role {
     Key,
     /// Attention's value projection.
     Value,
+    /// The three in one.
+    QueryKeyValue,
     /// Attention's output projection.
     AttentionOutput,
     /// The gate of a gated feed-forward.
     Gate,
     /// The feed-forward's first linear.
     Up,
+    /// Gate and first linear in one, the half that is activated first.
+    GateUp,
     /// The feed-forward's last linear.
     Down,
 }
 
 impl Role {
     /// Every role, in the order in which a block computes them.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::Gate, Self::Up, Self::Down];
-
-    /// The roles of a feed-forward without a gate.
-    pub const WITHOUT_GATE: [Self; 6] =
-        [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::Up, Self::Down];
+    pub const ALL: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::QueryKeyValue,
+        Self::AttentionOutput,
+        Self::Gate,
+        Self::Up,
+        Self::GateUp,
+        Self::Down,
+    ];
 
     /// The role's place in [`Role::ALL`].
     #[must_use]
@@ -342,33 +488,112 @@ impl Role {
 /// Hugging Face's names of a family's tensors, without `.weight`; what a family does not have is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// What stands in front of every name, such as `bert.`; loading the weights corrects it.
+    /// What stands in front of every name but the head's, such as `bert.`; loading the weights corrects it.
     pub prefix: &'static str,
     /// What may stand there, as the same weights are saved with a head or without.
     pub prefixes: &'static [&'static str],
     /// The embedding table.
     pub embedding: &'static str,
-    /// The table of learned positions.
+    /// The table of learned positions, or of T5's biases by distance.
     pub positions: &'static str,
     /// The table of token types.
     pub token_types: &'static str,
     /// The norm of the embeddings.
     pub embedding_norm: &'static str,
+    /// The linear from the embeddings' width to the stream's.
+    pub embedding_projection: &'static str,
     /// Prefix of the blocks; a block is `{layers}.{index}`.
     pub layers: &'static str,
-    /// The norm of attention, inside a block.
-    pub attention_norm: &'static str,
-    /// The norm of the feed-forward, inside a block.
-    pub feed_forward_norm: &'static str,
+    /// Consecutive blocks that share one set of weights (ALBERT); usually 1.
+    pub shared: usize,
+    /// The norms of attention and of the feed-forward, inside a block.
+    pub norms: [SubLayerNorms; 2],
+    /// The norm of the queries, inside a block.
+    pub query_norm: &'static str,
+    /// The norm of the keys, inside a block.
+    pub key_norm: &'static str,
+    /// Whether those two norm each head by itself, and not all heads as one vector.
+    pub norms_of_heads: bool,
     /// The norm after the last block.
     pub final_norm: &'static str,
-    /// The language-model head.
+    /// The language-model head, by its whole name; so are the following.
     pub head: &'static str,
+    /// The head's bias, `.bias` included.
+    pub head_bias: &'static str,
+    /// A linear in front of the head.
+    pub head_dense: &'static str,
+    /// Whether that linear carries a bias.
+    pub head_dense_bias: bool,
+    /// The norm behind that linear and its activation.
+    pub head_norm: &'static str,
     /// The linears of a block, in the order of [`Role::ALL`].
-    pub linears: [&'static str; 7],
+    pub linears: [&'static str; 9],
+}
+
+/// The norms of a sub-layer, inside a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubLayerNorms {
+    /// Of what it reads.
+    pub before: &'static str,
+    /// Of what it adds to the stream.
+    pub added: &'static str,
+    /// Of the stream behind it.
+    pub after: &'static str,
+}
+
+impl SubLayerNorms {
+    const NONE: Self = Self { before: "", added: "", after: "" };
+
+    /// Norms in front of attention and feed-forward (GPT-2, LLaMA).
+    #[must_use]
+    pub const fn before(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
+        [Self { before: attention, ..Self::NONE }, Self { before: feed_forward, ..Self::NONE }]
+    }
+
+    /// Norms behind each sum of stream and sub-layer (BERT).
+    #[must_use]
+    pub const fn after(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
+        [Self { after: attention, ..Self::NONE }, Self { after: feed_forward, ..Self::NONE }]
+    }
+
+    /// Norms of what attention and feed-forward add (OLMo 2).
+    #[must_use]
+    pub const fn added(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
+        [Self { added: attention, ..Self::NONE }, Self { added: feed_forward, ..Self::NONE }]
+    }
 }
 
 impl Names {
+    /// A family without a name, for others to be written as what they have.
+    pub const NONE: Self = Self {
+        prefix: "",
+        prefixes: &[""],
+        embedding: "",
+        positions: "",
+        token_types: "",
+        embedding_norm: "",
+        embedding_projection: "",
+        layers: "",
+        shared: 1,
+        norms: [SubLayerNorms::NONE; 2],
+        query_norm: "",
+        key_norm: "",
+        norms_of_heads: true,
+        final_norm: "",
+        head: "",
+        head_bias: "",
+        head_dense: "",
+        head_dense_bias: true,
+        head_norm: "",
+        linears: [""; 9],
+    };
+
+    /// A module's full path.
+    #[must_use]
+    pub fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     /// A tensor's full name.
     #[must_use]
     pub fn whole(&self, name: &str, tensor: &str) -> String {
@@ -378,21 +603,13 @@ impl Names {
     /// The full path of what a block calls `name`.
     #[must_use]
     pub fn in_block(&self, layer: usize, name: &str) -> String {
-        format!("{}{}.{layer}.{name}", self.prefix, self.layers)
+        format!("{}{}.{}.{name}", self.prefix, self.layers, layer / self.shared.max(1))
     }
 
     /// The name of a linear inside its block, such as `mlp.up_proj`.
     #[must_use]
     pub fn linear(&self, role: Role) -> &'static str {
-        match role {
-            Role::Query => self.linears[0],
-            Role::Key => self.linears[1],
-            Role::Value => self.linears[2],
-            Role::AttentionOutput => self.linears[3],
-            Role::Gate => self.linears[4],
-            Role::Up => self.linears[5],
-            Role::Down => self.linears[6],
-        }
+        self.linears.get(role.index()).copied().unwrap_or_default()
     }
 
     /// By what PEFT's `target_modules` speak of a linear: the last part of its name, `up_proj`, or the whole name

@@ -1,19 +1,31 @@
 //! Attention probabilities, computed plainly where a probe asks for them; the fused kernel keeps none.
 
 use crate::data::Packed;
-use crate::kernels::{self, AttentionShape};
+use crate::kernels::{self, AttentionShape, RelativeBias};
 use candle_core::{D, Device, Result, Tensor};
 
 /// For every sequence of `batch` its probabilities `[heads, n, n]`, from queries `[tokens, heads · head_dim]` and
 /// keys `[tokens, kv_heads · head_dim]` (after rotary embedding, where there is one); in [`kernels::wide`] types.
-pub(super) fn attention_maps(q: &Tensor, k: &Tensor, shape: AttentionShape, batch: &Packed) -> Result<Vec<Tensor>> {
+pub(super) fn attention_maps(
+    q: &Tensor,
+    k: &Tensor,
+    shape: AttentionShape,
+    bias: Option<&RelativeBias>,
+    batch: &Packed,
+) -> Result<Vec<Tensor>> {
     let wide = |t: &Tensor| t.detach().to_dtype(kernels::wide(t.dtype()));
     let (q, k) = (wide(q)?, wide(k)?);
-    (0..batch.sequences()).map(|index| map(&q, &k, shape, batch.rows(index))).collect()
+    (0..batch.sequences()).map(|index| map(&q, &k, shape, bias, batch.rows(index))).collect()
 }
 
-fn map(q: &Tensor, k: &Tensor, shape: AttentionShape, rows: std::ops::Range<usize>) -> Result<Tensor> {
-    let AttentionShape { heads, kv_heads, head_dim, causal, scale } = shape;
+fn map(
+    q: &Tensor,
+    k: &Tensor,
+    shape: AttentionShape,
+    bias: Option<&RelativeBias>,
+    rows: std::ops::Range<usize>,
+) -> Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, causal, scale, reach, soft_cap } = shape;
     let n = rows.len();
     if n == 0 {
         return Tensor::zeros((heads, 0, 0), q.dtype(), q.device());
@@ -27,16 +39,23 @@ fn map(q: &Tensor, k: &Tensor, shape: AttentionShape, rows: std::ops::Range<usiz
     let keys = by_head(k, kv_heads)?.unsqueeze(1)?.broadcast_as((kv_heads, group, n, head_dim))?;
     let keys = keys.contiguous()?.reshape((heads, n, head_dim))?;
     let mut scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * scale)?;
-    if causal {
-        scores = scores.broadcast_add(&mask(n)?.to_dtype(q.dtype())?.to_device(q.device())?)?;
+    if let Some(cap) = soft_cap {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    if let Some(bias) = bias {
+        scores = (scores + bias.pairs(n)?.to_dtype(q.dtype())?)?;
+    }
+    if causal || reach.is_some() {
+        scores = scores.broadcast_add(&mask(n, shape)?.to_dtype(q.dtype())?.to_device(q.device())?)?;
     }
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }
 
-/// Zero where a query sees the key, minus infinity above the diagonal.
-fn mask(n: usize) -> Result<Tensor> {
-    let values = (0..n).flat_map(|i| (0..n).map(move |j| if j > i { f64::NEG_INFINITY } else { 0.0 })).collect();
+/// Zero where a query sees the key, else minus infinity.
+fn mask(n: usize, shape: AttentionShape) -> Result<Tensor> {
+    let added = move |i, j| if shape.seen(i, n).contains(&j) { 0.0 } else { f64::NEG_INFINITY };
+    let values = (0..n).flat_map(|i| (0..n).map(move |j| added(i, j))).collect();
     Tensor::from_vec(values, (n, n), &Device::Cpu)
 }
 
@@ -55,12 +74,18 @@ mod tests {
     #[test]
     fn the_maps_times_the_values_are_what_the_fused_kernel_computes() {
         let batch = Packed::from_sequences(&[vec![0; 5], vec![0; 1], vec![0; 9]]);
-        for causal in [true, false] {
-            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, causal, scale: 0.4 };
+        let plain = |causal| AttentionShape {
+            heads: 4, kv_heads: 2, head_dim: 6, causal, scale: 0.4, reach: None, soft_cap: None,
+        };
+        let bent = |causal| AttentionShape { reach: Some(2), soft_cap: Some(0.9), ..plain(causal) };
+        let table = RelativeBias::new(draws(4, 19, 4)).unwrap();
+        let cases = [(plain(true), None), (plain(false), None), (bent(true), Some(&table)), (bent(false), Some(&table))];
+        for (shape, bias) in cases {
+            let causal = shape.causal;
             let (q, k, v) = (draws(15, 24, 1), draws(15, 12, 2), draws(15, 12, 3));
-            let fused = kernels::attention(&q, &k, &v, shape, &batch.offsets).unwrap().to_vec2::<f64>().unwrap();
+            let fused = kernels::attention(&q, &k, &v, shape, bias, &batch.offsets).unwrap().to_vec2::<f64>().unwrap();
             let values = v.to_vec2::<f64>().unwrap();
-            let maps = attention_maps(&q, &k, shape, &batch).unwrap();
+            let maps = attention_maps(&q, &k, shape, bias, &batch).unwrap();
             assert_eq!(maps.len(), 3);
             for (sequence, map) in maps.iter().enumerate() {
                 let (map, rows) = (map.to_vec3::<f64>().unwrap(), batch.rows(sequence));
@@ -82,9 +107,9 @@ mod tests {
 
     #[test]
     fn an_empty_sequence_has_an_empty_map() {
-        let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 3, causal: true, scale: 1.0 };
+        let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 3, causal: true, scale: 1.0, reach: None, soft_cap: None };
         let batch = Packed::from_sequences(&[vec![], vec![0; 2]]);
-        let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, &batch).unwrap();
+        let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, None, &batch).unwrap();
         assert_eq!((maps[0].dims(), maps[1].dims()), (&[2, 0, 0][..], &[2, 2, 2][..]));
         assert_eq!(maps[1].dtype(), DType::F64);
     }

@@ -64,17 +64,20 @@ impl Transformer {
             kept.push((std::mem::replace(&mut h, next), how_kept));
         }
         let (states, tape) = kernels::record(|| match &self.final_norm {
-            Some(norm) => norm.forward(&h),
-            None => Ok(h.clone()),
+            Some(norm) => self.head_states(&norm.forward(&h)?),
+            None => self.head_states(&h),
         });
         let states = states?;
         profile::settle(self.device())?;
         profile::add(Phase::Forward, started);
         profile::timed(Phase::Backward, || {
-            let (loss, [d_states, d_head]) =
+            let (loss, [d_states, d_weight, d_bias]) =
                 kernels::cross_entropy_gradients(&states, head, targets, weights, how.scale)?;
-            if let Some(gradient) = d_head {
-                gradients.add(head.id(), gradient)?;
+            if let Some(gradient) = d_weight {
+                gradients.add(head.weight.id(), gradient)?;
+            }
+            if let (Some(bias), Some(gradient)) = (head.bias, d_bias) {
+                gradients.add(bias.id(), gradient)?;
             }
             let Some(gradient) = d_states else { return Ok(loss) };
             tape.backward(&states, gradient, gradients)?;

@@ -1,49 +1,96 @@
 //! A block: attention, then feed-forward, each read from the residual stream and added to it.
 
 use super::ModelError;
-use super::architecture::{Names, NormPlace, Role};
+use super::architecture::{Names, Role, SubLayerNorms};
 use super::attention_maps::attention_maps;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::rotary::Rotation;
 use crate::data::Packed;
-use crate::kernels::{self, Activation, AttentionShape};
+use crate::kernels::{self, Activation, AttentionShape, Columns, RelativeBias};
 use crate::peft::PassState;
 use crate::probe::{Probe, Site};
 use candle_core::Tensor;
-use std::sync::Arc;
 
 /// The weights of one block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Block {
     /// Its place, from 0.
     pub(super) index: usize,
-    pub(super) norm_place: NormPlace,
-    pub(super) attention_norm: Norm,
-    pub(super) feed_forward_norm: Norm,
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
+    /// Of attention and of the feed-forward.
+    pub(super) norms: [Norms; 2],
+    /// What the feed-forward reads.
+    pub(super) feed_forward_reads: Reads,
+    pub(super) projections: Projections,
+    /// Of queries and keys.
+    pub(super) head_norms: [Option<Norm>; 2],
     pub(super) output: Linear,
     pub(super) inner: Inner,
+    pub(super) activation: Activation,
     pub(super) down: Linear,
 }
 
+/// The norms of a sub-layer; where one is missing, nothing happens.
+#[derive(Debug, Clone)]
+pub(super) struct Norms {
+    pub(super) before: Option<Norm>,
+    pub(super) added: Option<Norm>,
+    pub(super) after: Option<Norm>,
+}
+
+/// What a feed-forward reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// The stream that attention left.
+    AfterAttention,
+    /// The block's input, beside attention.
+    BlockInput,
+    /// What attention reads, norm and all.
+    WithAttention,
+}
+
+/// How queries, keys and values are made.
+#[derive(Debug, Clone)]
+pub(super) enum Projections {
+    Separate { query: Linear, key: Linear, value: Linear },
+    Fused { all: Linear, columns: [Columns; 3] },
+}
+
 /// What a feed-forward does before its last linear.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Inner {
-    /// `silu(gate(x)) · up(x)`.
+    /// `activation(gate(x)) · up(x)`.
     Gated { gate: Linear, up: Linear },
+    /// The same from one linear, whose first half is the gate.
+    FusedGated { both: Linear, columns: [Columns; 2] },
     /// `activation(up(x))`.
-    Plain { up: Linear, activation: Activation },
+    Plain { up: Linear },
 }
 
 /// What the blocks of one forward pass share.
 pub(super) struct Run<'a> {
-    pub(super) shape: AttentionShape,
-    /// Cosines and sines, and the position of every token; where queries and keys are rotated.
-    pub(super) rotary: Option<(Tensor, Tensor, Arc<[u32]>)>,
+    /// The attention of each block.
+    pub(super) shapes: Vec<AttentionShape>,
+    /// What rotates queries and keys, if they are; then what does in blocks that do not see all.
+    pub(super) rotations: [Option<Rotation>; 2],
+    /// What scores gain by distance.
+    pub(super) bias: Option<RelativeBias>,
     pub(super) batch: &'a Packed,
     pub(super) state: &'a PassState<'a>,
+}
+
+impl Run<'_> {
+    fn shape(&self, index: usize) -> Result<AttentionShape, ModelError> {
+        match self.shapes.get(index) {
+            Some(&shape) => Ok(shape),
+            None => Err(candle_core::Error::Msg(format!("block {index} has no attention")).into()),
+        }
+    }
+
+    fn rotation(&self, shape: AttentionShape) -> Option<&Rotation> {
+        let [everywhere, local] = &self.rotations;
+        local.as_ref().filter(|_| shape.reach.is_some()).or(everywhere.as_ref())
+    }
 }
 
 /// A half of a block.
@@ -82,8 +129,8 @@ impl SubLayer {
 
     fn roles(self) -> &'static [Role] {
         match self {
-            Self::Attention => &[Role::Query, Role::Key, Role::Value, Role::AttentionOutput],
-            Self::FeedForward => &[Role::Gate, Role::Up, Role::Down],
+            Self::Attention => &[Role::Query, Role::Key, Role::Value, Role::QueryKeyValue, Role::AttentionOutput],
+            Self::FeedForward => &[Role::Gate, Role::Up, Role::GateUp, Role::Down],
         }
     }
 }
@@ -108,17 +155,30 @@ impl Watch<'_> {
 impl Block {
     /// Every tensor by its full name.
     pub(super) fn tensors_mut(&mut self, names: &Names) -> Vec<(String, &mut Tensor)> {
-        let Self { index, attention_norm, feed_forward_norm, query, key, value, output, inner, down, .. } = self;
+        let Self { index, norms, head_norms, projections, output, inner, down, .. } = self;
+        let mut named: Vec<(&str, &mut Norm)> = Vec::new();
+        for (names, norms) in names.norms.iter().zip(norms) {
+            let SubLayerNorms { before, added, after } = *names;
+            let own = [(before, &mut norms.before), (added, &mut norms.added), (after, &mut norms.after)];
+            named.extend(own.into_iter().filter_map(|(name, norm)| Some((name, norm.as_mut()?))));
+        }
+        let heads = [names.query_norm, names.key_norm].into_iter().zip(head_norms);
+        named.extend(heads.filter_map(|(name, norm)| Some((name, norm.as_mut()?))));
         let mut all = Vec::new();
-        for (name, norm) in [(names.attention_norm, attention_norm), (names.feed_forward_norm, feed_forward_norm)] {
+        for (name, norm) in named {
             let path = names.in_block(*index, name);
             all.extend(norm.tensors_mut().map(|(tensor, value)| (format!("{path}.{tensor}"), value)));
         }
-        let (gate, up) = match inner {
-            Inner::Gated { gate, up } => (Some(gate), up),
-            Inner::Plain { up, .. } => (None, up),
+        let attention = match projections {
+            Projections::Separate { query, key, value } => vec![query, key, value],
+            Projections::Fused { all, .. } => vec![all],
         };
-        for linear in [query, key, value, output].into_iter().chain(gate).chain([up, down]) {
+        let feed_forward = match inner {
+            Inner::Gated { gate, up } => vec![gate, up],
+            Inner::FusedGated { both, .. } => vec![both],
+            Inner::Plain { up } => vec![up],
+        };
+        for linear in attention.into_iter().chain([output]).chain(feed_forward).chain([down]) {
             let path = names.in_block(*index, names.linear(linear.role));
             all.push((format!("{path}.weight"), &mut linear.weight));
             all.extend(linear.bias.as_mut().map(|bias| (format!("{path}.bias"), bias)));
@@ -126,25 +186,47 @@ impl Block {
         all
     }
 
+    /// The same weights at the place of another block.
+    pub(super) fn at(&self, index: usize) -> Self {
+        let mut block = self.clone();
+        block.index = index;
+        let mut linears = vec![&mut block.output, &mut block.down];
+        match &mut block.projections {
+            Projections::Separate { query, key, value } => linears.extend([query, key, value]),
+            Projections::Fused { all, .. } => linears.push(all),
+        }
+        match &mut block.inner {
+            Inner::Gated { gate, up } => linears.extend([gate, up]),
+            Inner::FusedGated { both, .. } => linears.push(both),
+            Inner::Plain { up } => linears.push(up),
+        }
+        linears.into_iter().for_each(|linear| linear.layer = index);
+        block
+    }
+
     /// The stream after the block.
     pub(super) fn forward(&self, h: &Tensor, run: &Run<'_>, probe: &mut dyn Probe) -> Result<Tensor, ModelError> {
         let mut watch = Watch { probe, layer: self.index + 1, batch: run.batch };
-        let h = self.sub_layer(SubLayer::Attention, h, run, &mut watch)?;
-        self.sub_layer(SubLayer::FeedForward, &h, run, &mut watch)
+        let x = self.input(SubLayer::Attention, h)?;
+        let stream = self.sub_layer(SubLayer::Attention, &x, h, run, &mut watch)?;
+        let x = match self.feed_forward_reads {
+            Reads::AfterAttention => self.input(SubLayer::FeedForward, &stream)?,
+            Reads::BlockInput => self.input(SubLayer::FeedForward, h)?,
+            Reads::WithAttention => x,
+        };
+        self.sub_layer(SubLayer::FeedForward, &x, &stream, run, &mut watch)
     }
 
+    /// The stream after what the sub-layer makes of `x` is added to `h`.
     fn sub_layer(
         &self,
         part: SubLayer,
+        x: &Tensor,
         h: &Tensor,
         run: &Run<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor, ModelError> {
-        let x = self.input(part, h)?;
-        let added = match part {
-            SubLayer::Attention => self.attention(&x, run, run.state, Some(watch))?,
-            SubLayer::FeedForward => self.feed_forward(&x, run.state)?,
-        };
+        let added = self.added(part, x, run, run.state, Some(watch))?;
         let sites = part.sites();
         if watch.wants(sites.added) {
             watch.record(sites.added, &added)?;
@@ -158,7 +240,7 @@ impl Block {
             if !wants_difference && !wants_stream {
                 continue;
             }
-            let other = self.counterfactual(part, index == 0, &x, &added, run)?;
+            let other = self.counterfactual(part, index == 0, x, &added, run)?;
             if wants_difference {
                 watch.record(difference, &(&added - &other)?)?;
             }
@@ -167,6 +249,25 @@ impl Block {
             }
         }
         Ok(stream)
+    }
+
+    /// What the sub-layer adds to the stream for `x`.
+    fn added(
+        &self,
+        part: SubLayer,
+        x: &Tensor,
+        run: &Run<'_>,
+        state: &PassState<'_>,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<Tensor, ModelError> {
+        let added = match part {
+            SubLayer::Attention => self.attention(x, run, state, watch)?,
+            SubLayer::FeedForward => self.feed_forward(x, state)?,
+        };
+        match &self.norms(part).added {
+            Some(norm) => Ok(norm.forward(&added)?),
+            None => Ok(added),
+        }
     }
 
     /// What the sub-layer would add for the same `x` without PEFT (`no_peft`), else without the λ term; where
@@ -183,35 +284,54 @@ impl Block {
             true => run.state.without_peft(self.index, part.roles()),
             false => run.state.without_h0(self.index, part.roles()),
         };
-        match (state, part) {
-            (None, _) => Ok(added.clone()),
-            (Some(state), SubLayer::Attention) => self.attention(x, run, &state, None),
-            (Some(state), SubLayer::FeedForward) => Ok(self.feed_forward(x, &state)?),
+        match state {
+            None => Ok(added.clone()),
+            Some(state) => self.added(part, x, run, &state, None),
         }
     }
 
-    fn norm(&self, part: SubLayer) -> &Norm {
+    fn norms(&self, part: SubLayer) -> &Norms {
+        let [attention, feed_forward] = &self.norms;
         match part {
-            SubLayer::Attention => &self.attention_norm,
-            SubLayer::FeedForward => &self.feed_forward_norm,
+            SubLayer::Attention => attention,
+            SubLayer::FeedForward => feed_forward,
         }
     }
 
     /// What the sub-layer reads of the stream.
     fn input(&self, part: SubLayer, h: &Tensor) -> candle_core::Result<Tensor> {
-        match self.norm_place {
-            NormPlace::Before => self.norm(part).forward(h),
-            NormPlace::After => Ok(h.clone()),
+        match &self.norms(part).before {
+            Some(norm) => norm.forward(h),
+            None => Ok(h.clone()),
         }
     }
 
     /// The stream after `added`.
     fn join(&self, part: SubLayer, h: &Tensor, added: &Tensor) -> candle_core::Result<Tensor> {
         let sum = kernels::scaled_add(h, added, 1.0)?;
-        match self.norm_place {
-            NormPlace::Before => Ok(sum),
-            NormPlace::After => self.norm(part).forward(&sum),
+        match &self.norms(part).after {
+            Some(norm) => norm.forward(&sum),
+            None => Ok(sum),
         }
+    }
+
+    /// Queries, keys and values, normed where the family norms them.
+    fn projected(&self, x: &Tensor, state: &PassState<'_>) -> candle_core::Result<[Tensor; 3]> {
+        let [q, k, v] = match &self.projections {
+            Projections::Separate { query, key, value } => {
+                [query.forward(x, state)?, key.forward(x, state)?, value.forward(x, state)?]
+            }
+            Projections::Fused { all, columns: [q, k, v] } => {
+                let all = all.forward(x, state)?;
+                [kernels::columns(&all, q)?, kernels::columns(&all, k)?, kernels::columns(&all, v)?]
+            }
+        };
+        let normed = |x: Tensor, norm: &Option<Norm>| match norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        };
+        let [query_norm, key_norm] = &self.head_norms;
+        Ok([normed(q, query_norm)?, normed(k, key_norm)?, v])
     }
 
     fn attention(
@@ -221,22 +341,22 @@ impl Block {
         state: &PassState<'_>,
         watch: Option<&mut Watch<'_>>,
     ) -> Result<Tensor, ModelError> {
-        let rotated = |x: Tensor, heads: usize| match &run.rotary {
-            Some((cos, sin, positions)) => kernels::rope(&x, heads, cos, sin, positions),
+        let shape = run.shape(self.index)?;
+        let rotated = |x: Tensor, heads: usize| match run.rotation(shape) {
+            Some(rotation) => rotation.apply(&x, heads),
             None => Ok(x),
         };
-        let q = rotated(self.query.forward(x, state)?, run.shape.heads)?;
-        let k = rotated(self.key.forward(x, state)?, run.shape.kv_heads)?;
-        let v = self.value.forward(x, state)?;
-        let mixed = kernels::attention(&q, &k, &v, run.shape, &run.batch.offsets)?;
+        let [q, k, v] = self.projected(x, state)?;
+        let (q, k) = (rotated(q, shape.heads)?, rotated(k, shape.kv_heads)?);
+        let mixed = kernels::attention(&q, &k, &v, shape, run.bias.as_ref(), &run.batch.offsets)?;
         if let Some(watch) = watch {
             if watch.probe.wants_attention(watch.layer) {
-                let maps = attention_maps(&q, &k, run.shape, run.batch)?;
+                let maps = attention_maps(&q, &k, shape, run.bias.as_ref(), run.batch)?;
                 watch.probe.record_attention(watch.layer, &maps, run.batch)?;
             }
-            for head in 0..run.shape.heads {
+            for head in 0..shape.heads {
                 if watch.wants(Site::Head(head)) {
-                    let added = self.output.base_columns(&mixed, head * run.shape.head_dim, run.shape.head_dim)?;
+                    let added = self.output.base_columns(&mixed, head * shape.head_dim, shape.head_dim)?;
                     watch.record(Site::Head(head), &added)?;
                 }
             }
@@ -246,8 +366,14 @@ impl Block {
 
     fn feed_forward(&self, x: &Tensor, state: &PassState<'_>) -> candle_core::Result<Tensor> {
         let inner = match &self.inner {
-            Inner::Gated { gate, up } => kernels::swiglu(&gate.forward(x, state)?, &up.forward(x, state)?)?,
-            Inner::Plain { up, activation } => kernels::activation(&up.forward(x, state)?, *activation)?,
+            Inner::Gated { gate, up } => {
+                kernels::gated(&gate.forward(x, state)?, &up.forward(x, state)?, self.activation)?
+            }
+            Inner::FusedGated { both, columns: [gate, up] } => {
+                let both = both.forward(x, state)?;
+                kernels::gated(&kernels::columns(&both, gate)?, &kernels::columns(&both, up)?, self.activation)?
+            }
+            Inner::Plain { up } => kernels::activation(&up.forward(x, state)?, self.activation)?,
         };
         self.down.forward(&inner, state)
     }

@@ -18,11 +18,26 @@ pub(super) struct Embeddings {
     /// Token types, `[types, d]`.
     pub(super) types: Option<Tensor>,
     pub(super) norm: Option<Norm>,
+    /// From the embeddings' width to the stream's.
+    pub(super) projection: Option<Projection>,
+}
+
+/// `[d, embedding width]`, and a bias of d.
+#[derive(Debug)]
+pub(super) struct Projection {
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Projection {
+    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        kernels::linear(x, &self.weight, self.bias.as_ref())
+    }
 }
 
 /// What a batch becomes, `[tokens, d]` each.
 pub(crate) struct Embedded {
-    /// The rows of the token table.
+    /// The rows of the token table, at the family's scale and in the stream's width.
     pub(crate) token: Tensor,
     /// Layer 0: what the first block receives.
     pub(crate) input: Tensor,
@@ -50,8 +65,17 @@ impl Embeddings {
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::Token { id, vocab });
         }
-        let token = kernels::embedding(&self.tokens, &batch.ids, dtype)?;
-        let mut input = token.clone();
+        let mut rows = kernels::embedding(&self.tokens, &batch.ids, dtype)?;
+        if let Some(scale) = architecture.embedding_scale {
+            rows = kernels::scale(&rows, scale)?;
+        }
+        // What is read as h0 has no gradient, so that the projection of the bare rows needs none.
+        let token = match &self.projection {
+            None => rows.clone(),
+            Some(projection) if architecture.projects_tokens() => projection.apply(&rows)?,
+            Some(projection) => kernels::forget(|| projection.apply(&rows.detach()))?.detach(),
+        };
+        let mut input = if architecture.projects_tokens() { token.clone() } else { rows };
         if let (Some(table), Positions::Learned { first, padding }) = (&self.positions, &architecture.positions) {
             let rows = positions(batch, *first, *padding, architecture.max_positions)?;
             input = kernels::scaled_add(&input, &kernels::embedding(table, &rows, dtype)?, 1.0)?;
@@ -62,6 +86,9 @@ impl Embeddings {
         }
         if let Some(norm) = &self.norm {
             input = norm.forward(&input)?;
+        }
+        if let Some(projection) = self.projection.as_ref().filter(|_| !architecture.projects_tokens()) {
+            input = projection.apply(&input)?;
         }
         Ok(Embedded { token, input })
     }

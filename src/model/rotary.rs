@@ -1,26 +1,49 @@
 //! Tables of cosines and sines for rotary position embedding.
 
 use super::architecture::Rope;
+use crate::kernels::{self, Pairing};
+use crate::data::Packed;
 use candle_core::{DType, Device, Result, Tensor};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cosine and sine tables `[positions, head_dim / 2]`, grown to the longest sequence seen.
+/// Cosine and sine tables `[positions, pairs]`, grown to the longest sequence seen.
 #[derive(Debug)]
 pub(super) struct RotaryTables {
     frequencies: Vec<f64>,
+    pairing: Pairing,
     dtype: DType,
     device: Device,
     tables: Mutex<Option<(Tensor, Tensor)>>,
 }
 
+/// The angles of every token of a batch.
+pub(super) struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+    positions: Arc<[u32]>,
+    pairing: Pairing,
+}
+
+impl Rotation {
+    /// Rotates queries or keys, `[tokens, heads · head_dim]`.
+    pub(super) fn apply(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        kernels::rope(x, heads, &self.cos, &self.sin, &self.positions, self.pairing)
+    }
+}
+
 impl RotaryTables {
-    pub(super) fn new(rope: &Rope, head_dim: usize, dtype: DType, device: &Device) -> Self {
-        let frequencies = rope.inverse_frequencies(head_dim);
-        Self { frequencies, dtype, device: device.clone(), tables: Mutex::new(None) }
+    pub(super) fn new(rope: &Rope, dtype: DType, device: &Device) -> Self {
+        Self { frequencies: rope.inverse_frequencies(), pairing: rope.pairing, dtype, device: device.clone(), tables: Mutex::new(None) }
+    }
+
+    /// What rotates the tokens of `batch`.
+    pub(super) fn of(&self, batch: &Packed) -> Result<Rotation> {
+        let (cos, sin) = self.upto(batch.longest())?;
+        Ok(Rotation { cos, sin, positions: batch.positions(), pairing: self.pairing })
     }
 
     /// Tables of at least `length` positions.
-    pub(super) fn upto(&self, length: usize) -> Result<(Tensor, Tensor)> {
+    fn upto(&self, length: usize) -> Result<(Tensor, Tensor)> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((cos, sin)) = tables.as_ref()
             && cos.dim(0)? >= length

@@ -1,20 +1,21 @@
 //! The one transformer that serves every family.
 
-use super::architecture::{Architecture, FeedForward, Head, NormKind, Positions, Role};
-use super::block::{Block, Inner, Run};
-use super::embeddings::{Embedded, Embeddings};
+use super::architecture::{Architecture, Head};
+use super::block::{Block, Run};
+use super::distance::DistanceBias;
+use super::embeddings::{Embedded, Embeddings, Projection};
 use super::families::ConfigError;
-use super::linear::Linear;
 use super::norm::Norm;
 use super::precision::Precision;
 use super::rotary::RotaryTables;
-use super::weights::{TensorSource, WeightsError};
+use super::weights::WeightsError;
 use crate::data::Packed;
-use crate::kernels::{self, AttentionShape};
+use crate::kernels::{self, AttentionShape, HeadWeights};
 use crate::peft::{BranchObserver, DropoutKey, PassState, Peft};
 use crate::probe::{Probe, Silent, Site};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Why a model could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -111,111 +112,32 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// What makes logits, beside the embedding table where that is the head.
+#[derive(Debug)]
+pub(super) struct HeadTensors {
+    pub(super) weight: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
+    /// A linear in front, weight and bias.
+    pub(super) dense: Option<(Tensor, Option<Tensor>)>,
+    pub(super) norm: Option<Norm>,
+}
+
 /// A pretrained decoder or encoder: embeddings, blocks, and where the family has them a final norm and a head.
 #[derive(Debug)]
 pub struct Transformer {
-    architecture: Architecture,
-    embeddings: Embeddings,
+    pub(super) architecture: Architecture,
+    pub(super) embeddings: Embeddings,
     pub(super) blocks: Vec<Block>,
     pub(super) final_norm: Option<Norm>,
-    head: Option<Tensor>,
-    rotary: Option<RotaryTables>,
-    precision: Precision,
-    device: Device,
+    pub(super) head: HeadTensors,
+    /// Everywhere, then in blocks that do not see all.
+    pub(super) rotary: [Option<RotaryTables>; 2],
+    pub(super) distance_bias: Option<DistanceBias>,
+    pub(super) precision: Precision,
+    pub(super) device: Device,
 }
 
 impl Transformer {
-    /// Reads every tensor that `architecture` names from `source`; a type alone is both stored and computed in.
-    ///
-    /// # Errors
-    /// A tensor is missing, has another shape, or cannot be read.
-    pub fn load(
-        name: &str,
-        mut architecture: Architecture,
-        source: &dyn TensorSource,
-        precision: impl Into<Precision>,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        let precision = precision.into();
-        architecture.names.prefix = prefix(&architecture, source);
-        let expected = architecture.tensors();
-        let missing: Vec<&str> =
-            expected.keys().filter(|n| stored_name(source, n).is_none()).map(String::as_str).collect();
-        if !missing.is_empty() {
-            let shown = missing.iter().take(3).copied().collect::<Vec<_>>().join(", ");
-            let missing = match missing.len() {
-                n @ 4.. => format!("{shown} and {} more", n - 3),
-                _ => shown,
-            };
-            return Err(ModelError::Missing { model: name.to_owned(), missing });
-        }
-        let load = |tensor: String| -> Result<Tensor, ModelError> {
-            let shape = expected.get(&tensor).map(Vec::as_slice).unwrap_or_default();
-            let stored = stored_name(source, &tensor).unwrap_or(tensor);
-            Ok(source.load(&stored, shape, precision.base, device)?)
-        };
-        let names = &architecture.names;
-        let norm = |path: String| -> Result<Norm, ModelError> {
-            let bias = match architecture.norm {
-                NormKind::Rms => None,
-                NormKind::Layer => Some(load(format!("{path}.bias"))?),
-            };
-            Ok(Norm { weight: load(format!("{path}.weight"))?, bias, eps: architecture.norm_eps })
-        };
-        let mut blocks = Vec::with_capacity(architecture.layers);
-        for index in 0..architecture.layers {
-            let linear = |role: Role| -> Result<Linear, ModelError> {
-                let path = architecture.linear_path(index, role);
-                let bias = match architecture.has_bias(role) {
-                    true => Some(load(format!("{path}.bias"))?),
-                    false => None,
-                };
-                Ok(Linear { layer: index, role, weight: load(format!("{path}.weight"))?, bias })
-            };
-            blocks.push(Block {
-                index,
-                norm_place: architecture.norm_place,
-                attention_norm: norm(names.in_block(index, names.attention_norm))?,
-                feed_forward_norm: norm(names.in_block(index, names.feed_forward_norm))?,
-                query: linear(Role::Query)?,
-                key: linear(Role::Key)?,
-                value: linear(Role::Value)?,
-                output: linear(Role::AttentionOutput)?,
-                inner: match architecture.feed_forward {
-                    FeedForward::Gated => Inner::Gated { gate: linear(Role::Gate)?, up: linear(Role::Up)? },
-                    FeedForward::Plain(activation) => Inner::Plain { up: linear(Role::Up)?, activation },
-                },
-                down: linear(Role::Down)?,
-            });
-        }
-        let embeddings = Embeddings {
-            tokens: load(names.whole(names.embedding, "weight"))?,
-            positions: match architecture.positions {
-                Positions::Learned { .. } => Some(load(names.whole(names.positions, "weight"))?),
-                Positions::Rotary(_) => None,
-            },
-            types: match architecture.token_types {
-                0 => None,
-                _ => Some(load(names.whole(names.token_types, "weight"))?),
-            },
-            norm: match architecture.embedding_norm {
-                true => Some(norm(format!("{}{}", names.prefix, names.embedding_norm))?),
-                false => None,
-            },
-        };
-        let final_norm = match architecture.has_final_norm() {
-            true => Some(norm(format!("{}{}", names.prefix, names.final_norm))?),
-            false => None,
-        };
-        let head = match architecture.head {
-            Head::Own => Some(load(names.whole(names.head, "weight"))?),
-            Head::Tied | Head::Absent => None,
-        };
-        let angles = kernels::wide(precision.compute);
-        let rotary = architecture.rope().map(|rope| RotaryTables::new(rope, architecture.head_dim, angles, device));
-        Ok(Self { embeddings, blocks, final_norm, head, rotary, precision, device: device.clone(), architecture })
-    }
-
     /// The model's shape.
     #[must_use]
     pub fn architecture(&self) -> &Architecture {
@@ -246,16 +168,48 @@ impl Transformer {
         &self.embeddings.tokens
     }
 
-    /// The head's weight, `[vocabulary, d]`: the embedding table where the head is tied.
+    /// What makes logits of the states that [`Self::head_states`] gives.
     ///
     /// # Errors
-    /// An encoder has none.
-    pub fn head(&self) -> Result<&Tensor, ModelError> {
-        match (&self.head, self.architecture.head) {
-            (Some(head), _) => Ok(head),
-            (None, Head::Absent) => Err(ModelError::NoHead { family: self.architecture.family }),
-            (None, _) => Ok(self.embedding()),
+    /// The model has no head.
+    pub fn head(&self) -> Result<HeadWeights<'_>, ModelError> {
+        let weight = match (&self.head.weight, self.architecture.head) {
+            (Some(head), _) => head,
+            (None, Head::Absent) => return Err(ModelError::NoHead { family: self.architecture.family }),
+            (None, _) => self.embedding(),
+        };
+        Ok(HeadWeights { weight, bias: self.head.bias.as_ref(), soft_cap: self.architecture.head_soft_cap })
+    }
+
+    /// What the head's last matrix reads of the last states, `[tokens, d]`: most heads read them as they are.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn head_states(&self, states: &Tensor) -> candle_core::Result<Tensor> {
+        let mut states = states.clone();
+        if let Some((weight, bias)) = &self.head.dense {
+            states = kernels::linear(&states, weight, bias.as_ref())?;
         }
+        if let Some(activation) = self.architecture.head_activation.filter(|_| self.head.dense.is_some()) {
+            states = kernels::activation(&states, activation)?;
+        }
+        match &self.head.norm {
+            Some(norm) => norm.forward(&states),
+            None => Ok(states),
+        }
+    }
+
+    /// The negative log-likelihood of every target in nats and whether it has the largest logit, without gradients;
+    /// `states` are the last ones, a row a target.
+    ///
+    /// # Errors
+    /// The model has no head, or a target is outside the vocabulary.
+    pub fn token_losses_and_hits(&self, states: &Tensor, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>), ModelError> {
+        let head = self.head()?;
+        let states = kernels::forget(|| self.head_states(states))?.detach();
+        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
+        let head = HeadWeights { weight: &weight, bias: bias.as_ref(), ..head };
+        Ok(kernels::token_losses_and_hits(&states, head, targets)?)
     }
 
     /// Makes every weight trainable, in the type of [`Precision::trained`], and returns the variables by Hugging Face's
@@ -267,9 +221,12 @@ impl Transformer {
         let mut variables = BTreeMap::new();
         let trained = self.precision.trained();
         for (name, tensor) in self.tensors_mut() {
-            let variable = Var::from_tensor(&tensor.to_dtype(trained)?)?;
+            // Blocks may share their weights.
+            let variable = match variables.entry(name) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(Var::from_tensor(&tensor.to_dtype(trained)?)?),
+            };
             *tensor = variable.as_tensor().clone();
-            variables.insert(name, variable);
         }
         Ok(variables)
     }
@@ -294,9 +251,19 @@ impl Transformer {
             let tensors = norm.iter_mut().flat_map(Norm::tensors_mut);
             all.extend(tensors.map(|(tensor, value)| (names.whole(name, tensor), value)));
         }
-        if let Some(head) = &mut self.head {
-            all.push((names.whole(names.head, "weight"), head));
+        if let Some(Projection { weight, bias }) = &mut self.embeddings.projection {
+            all.push((names.whole(names.embedding_projection, "weight"), weight));
+            all.extend(bias.as_mut().map(|bias| (names.whole(names.embedding_projection, "bias"), bias)));
         }
+        let HeadTensors { weight, bias, dense, norm } = &mut self.head;
+        all.extend(weight.as_mut().map(|weight| (format!("{}.weight", names.head), weight)));
+        all.extend(bias.as_mut().map(|bias| (names.head_bias.to_owned(), bias)));
+        if let Some((weight, bias)) = dense {
+            all.push((format!("{}.weight", names.head_dense), weight));
+            all.extend(bias.as_mut().map(|bias| (format!("{}.bias", names.head_dense), bias)));
+        }
+        let norm = norm.iter_mut().flat_map(Norm::tensors_mut);
+        all.extend(norm.map(|(tensor, value)| (format!("{}.{tensor}", names.head_norm), value)));
         for block in &mut self.blocks {
             all.extend(block.tensors_mut(names));
         }
@@ -352,22 +319,22 @@ impl Transformer {
 
     /// What the blocks share.
     pub(super) fn run<'a>(&self, batch: &'a Packed, state: &'a PassState<'a>) -> Result<Run<'a>, ModelError> {
-        let rotary = match &self.rotary {
-            Some(tables) => {
-                let (cos, sin) = tables.upto(batch.longest())?;
-                Some((cos, sin, batch.positions()))
-            }
-            None => None,
+        let a = &self.architecture;
+        let shape = |layer| AttentionShape {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            causal: a.causal,
+            scale: a.attention_scale,
+            reach: a.reach(layer),
+            soft_cap: a.attention_soft_cap,
         };
+        let rotation = |tables: &Option<RotaryTables>| tables.as_ref().map(|tables| tables.of(batch)).transpose();
+        let [everywhere, local] = &self.rotary;
         Ok(Run {
-            shape: AttentionShape {
-                heads: self.architecture.heads,
-                kv_heads: self.architecture.kv_heads,
-                head_dim: self.architecture.head_dim,
-                causal: self.architecture.causal,
-                scale: 1.0 / (self.architecture.head_dim as f64).sqrt(),
-            },
-            rotary,
+            shapes: (0..a.layers).map(shape).collect(),
+            rotations: [rotation(everywhere)?, rotation(local)?],
+            bias: self.distance_bias.as_ref().map(|bias| bias.upto(batch.longest())).transpose()?,
             batch,
             state,
         })
@@ -379,8 +346,12 @@ impl Transformer {
     /// As [`Self::hidden_states`].
     pub fn logits(&self, batch: &Packed, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
         let head = self.head()?;
-        let normed = self.hidden_states(batch, pass, &mut Silent)?;
-        Ok(kernels::linear(&normed, head, None)?)
+        let states = self.head_states(&self.hidden_states(batch, pass, &mut Silent)?)?;
+        let logits = kernels::linear(&states, head.weight, head.bias)?;
+        match head.soft_cap {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
+        }
     }
 
     /// The weighted sum of the next-token losses, a scalar in nats: `Σ_t weight_t · −ln p(target_t)`.
@@ -397,23 +368,7 @@ impl Transformer {
         pass: &Pass<'_>,
     ) -> Result<Tensor, ModelError> {
         let head = self.head()?;
-        let normed = self.hidden_states(batch, pass, &mut Silent)?;
-        Ok(kernels::linear_cross_entropy(&normed, head, targets, weights)?)
+        let states = self.head_states(&self.hidden_states(batch, pass, &mut Silent)?)?;
+        Ok(kernels::linear_cross_entropy(&states, head, targets, weights)?)
     }
-}
-
-/// What stands in front of the tensors' names in this file: the same weights are saved with and without a head.
-fn prefix(architecture: &Architecture, source: &dyn TensorSource) -> &'static str {
-    let names = &architecture.names;
-    let here = |prefix: &&&'static str| source.contains(&format!("{prefix}{}.weight", names.embedding));
-    [&names.prefix].into_iter().chain(names.prefixes).find(here).copied().unwrap_or(names.prefix)
-}
-
-/// The name under which `source` has a tensor; old files of BERT call a norm's weight gamma and its bias beta.
-fn stored_name(source: &dyn TensorSource, name: &str) -> Option<String> {
-    let old = || {
-        let (path, tensor) = name.rsplit_once('.').filter(|(path, _)| path.ends_with("LayerNorm"))?;
-        Some(format!("{path}.{}", if tensor == "weight" { "gamma" } else { "beta" }))
-    };
-    if source.contains(name) { Some(name.to_owned()) } else { old().filter(|old| source.contains(old)) }
 }

@@ -143,14 +143,14 @@ impl Method {
     /// feed-forward linear is not among them, since its name `output.dense` is also the end of attention's.
     #[must_use]
     pub fn default_targets(&self, architecture: &Architecture) -> Vec<String> {
-        let gated = architecture.feed_forward == FeedForward::Gated;
-        let roles: &[Role] = match self {
-            Self::Lora { .. } if gated => &[Role::Query, Role::Key, Role::Value, Role::Up, Role::Down],
-            Self::Lora { .. } => &[Role::Query, Role::Key, Role::Value, Role::Up],
-            Self::Adapter { .. } if gated => &[Role::Gate, Role::Up],
-            Self::Adapter { .. } => &[Role::Up],
+        let released = |role: &Role| match (self, role) {
+            (Self::Lora { .. }, Role::Query | Role::Key | Role::Value | Role::QueryKeyValue) => true,
+            (Self::Lora { .. }, Role::Down) => architecture.is_gated(),
+            (Self::Adapter { .. }, Role::Gate) | (_, Role::Up | Role::GateUp) => true,
+            _ => false,
         };
-        roles.iter().map(|&role| architecture.names.target(role).to_owned()).collect()
+        let roles = architecture.roles().into_iter().filter(released);
+        roles.map(|role| architecture.names.target(role).to_owned()).collect()
     }
 }
 

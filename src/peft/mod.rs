@@ -22,6 +22,7 @@ use initial_residual::InitialResidual;
 use module::Module;
 use rand::RngCore;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// The PEFT modules of one model.
 #[derive(Debug, Clone)]
@@ -29,7 +30,7 @@ pub struct Peft {
     config: PeftConfig,
     plan: Plan,
     /// By block, then by role.
-    modules: Vec<[Option<Module>; 7]>,
+    modules: Vec<[Option<Module>; Role::ALL.len()]>,
     /// By block, λ and arm that stand in for the configured ones; never written to a file.
     doses: Option<Vec<Dose>>,
     /// Golden tests state what the λ term reads where we would draw it.
@@ -67,11 +68,18 @@ impl Peft {
         plan: Plan,
         mut module: impl FnMut(PlannedModule, Method) -> candle_core::Result<Module>,
     ) -> Result<Self, AdapterError> {
-        let mut modules: Vec<[Option<Module>; 7]> = vec![Default::default(); model.architecture().layers];
+        let mut modules: Vec<[Option<Module>; Role::ALL.len()]> = vec![Default::default(); model.architecture().layers];
         for planned in &plan.modules {
             let slot = modules.get_mut(planned.layer).and_then(|block| block.get_mut(planned.role.index()));
             if let Some(slot) = slot {
                 *slot = Some(module(planned.clone(), config.method)?);
+            }
+        }
+        let shared = model.architecture().names.shared.max(1);
+        for layer in (0..modules.len()).filter(|layer| layer % shared != 0) {
+            if let Some((own, before)) = modules.get_mut(..=layer).and_then(<[_]>::split_last_mut) {
+                *own = before.last().cloned().unwrap_or_default();
+                own.iter_mut().flatten().for_each(|module| module.planned.layer = layer);
             }
         }
         Ok(Self {
@@ -116,9 +124,11 @@ impl Peft {
         for module in self.modules.iter_mut().flatten().flatten() {
             let (down_name, up_name) = files::tensor_names(module);
             for (name, tensor) in [(down_name, &mut module.down), (up_name, &mut module.up)] {
-                let variable = Var::from_tensor(tensor)?;
+                let variable = match variables.entry(name) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => new.insert(Var::from_tensor(tensor)?),
+                };
                 *tensor = variable.as_tensor().clone();
-                variables.insert(name, variable);
             }
         }
         Ok(variables)

@@ -124,8 +124,9 @@ impl Plan {
         }
         let mut modules = Vec::new();
         let mut used = vec![false; config.targets.len()];
-        for layer in 0..architecture.layers {
-            for &role in roles {
+        // Blocks that share their weights share the module too.
+        for layer in (0..architecture.layers).step_by(architecture.names.shared.max(1)) {
+            for &role in &roles {
                 let path = architecture.linear_path(layer, role);
                 let mut hit = false;
                 for (target, used) in config.targets.iter().zip(&mut used) {
@@ -197,8 +198,8 @@ fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
     }
     let official = match config.method {
         // The released adapters stand at gate and up, both with h0.
-        Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up),
-        Method::Lora { .. } => role == Role::Up,
+        Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up | Role::GateUp),
+        Method::Lora { .. } => matches!(role, Role::Up | Role::GateUp),
     };
     match residual.policy {
         Policy::All => Mixing::Mixed,

@@ -112,7 +112,7 @@ fn count_right(model: &Transformer, prompts: &[Vec<u32>], answers: &[u32]) -> Re
         let states = model.hidden_states(&batch, &Pass::default(), &mut Silent)?.detach();
         let last: Vec<u32> = batch.offsets.iter().skip(1).map(|&end| end as u32 - 1).collect();
         let states = states.index_select(&Tensor::new(last, states.device())?, 0)?;
-        let (_, hits) = kernels::token_losses_and_hits(&states, &model.head()?.detach(), answers)?;
+        let (_, hits) = model.token_losses_and_hits(&states, answers)?;
         right += hits.iter().filter(|&&hit| hit).count();
     }
     Ok(right)
@@ -303,14 +303,13 @@ fn survey(
     started: Instant,
 ) -> Result<PretrainEvent, TrainError> {
     let model = subject.model();
-    let head = model.head()?.detach();
     let (mut all, mut determined) = ((0.0, 0u64), (0.0, 0u64));
     let read = validation.get(..size.texts as usize).unwrap_or(validation);
     for group in read.chunks(16) {
         let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
         let states = model.hidden_states(&batch, &Pass::default(), &mut Silent)?.detach();
         let targets: Vec<u32> = batch.ids.iter().copied().skip(1).chain([0]).collect();
-        let (losses, _) = kernels::token_losses_and_hits(&states, &head, &targets)?;
+        let (losses, _) = model.token_losses_and_hits(&states, &targets)?;
         for (text, span) in group.iter().zip(batch.offsets.windows(2)) {
             let losses = losses.get(span[0]..span[1] - 1).unwrap_or_default();
             for (loss, &is_determined) in losses.iter().zip(text.determined.iter().skip(1)) {

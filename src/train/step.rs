@@ -136,7 +136,6 @@ pub fn evaluate_examples(
 ) -> Result<Evaluation, TrainError> {
     let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
-    let head = model.head()?.detach();
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     let mut each = Vec::with_capacity(examples.len());
     for group in examples.chunks(batch_size.max(1)) {
@@ -153,7 +152,7 @@ pub fn evaluate_examples(
             continue;
         }
         let states = states.index_select(&Tensor::new(rows, states.device())?, 0)?;
-        let (losses, right) = kernels::token_losses_and_hits(&states, &head, &wanted)?;
+        let (losses, right) = model.token_losses_and_hits(&states, &wanted)?;
         loss += losses.iter().sum::<f64>();
         let mut left = losses.as_slice();
         for example in each.iter_mut().skip(first) {

@@ -1,4 +1,4 @@
-//! The activations of feed-forwards without a gate.
+//! The activations of feed-forwards.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, PI};
 
@@ -21,16 +21,24 @@ fn inner_tanh(x: &Tensor) -> Result<Tensor> {
     (bent * FRAC_2_PI.sqrt())?.tanh()
 }
 
+/// `1 / (1 + exp(-x))`.
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
 impl Activation {
-    fn value(self, x: &Tensor) -> Result<Tensor> {
+    /// The activation of `x`, which is wide.
+    pub(super) fn value(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => x * normal(x)?,
             Self::GeluTanh => x * inner_tanh(x)?.affine(0.5, 0.5)?,
             Self::Relu => x.relu(),
+            Self::Silu => x * sigmoid(x)?,
         }
     }
 
-    fn slope(self, x: &Tensor) -> Result<Tensor> {
+    /// Its derivative at `x`, which is wide.
+    pub(super) fn slope(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => {
                 let density = ((x.sqr()? * -0.5)?.exp()? * (2.0 * PI).sqrt().recip())?;
@@ -43,6 +51,12 @@ impl Activation {
                 tanh.affine(0.5, 0.5)? + steep
             }
             Self::Relu => x.gt(0.0)?.to_dtype(x.dtype()),
+            Self::Silu => {
+                // σ·(1 + x·(1 - σ)) = σ + x·σ·(1 - σ)
+                let sigmoid = sigmoid(x)?;
+                let bend = (&sigmoid * sigmoid.affine(-1.0, 1.0)?)?;
+                sigmoid + (x * bend)?
+            }
         }
     }
 }

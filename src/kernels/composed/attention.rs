@@ -15,19 +15,28 @@ struct Part<'a> {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// The bias of these heads, `[1, heads, length, length]`.
+    bias: Option<Tensor>,
 }
 
 impl Part<'_> {
     /// The softmax of the masked scores, wide, `[sequences, heads, length, length]`.
-    fn probabilities(&self) -> Result<Tensor> {
+    ///
+    /// Under a soft cap also its slope at every score.
+    fn probabilities(&self) -> Result<(Tensor, Option<Tensor>)> {
         let scores = widened(&self.q.matmul(&self.k.transpose(2, 3)?)?)?;
-        let scores = (self.by_query_head(&scores)? * self.shape.scale)?;
-        let scores = match &self.group.mask {
-            None => scores,
-            Some(mask) => scores.broadcast_add(mask)?,
-        };
+        let mut scores = (self.by_query_head(&scores)? * self.shape.scale)?;
+        let mut slope = None;
+        if let Some(cap) = self.shape.soft_cap {
+            let tanh = (scores / cap)?.tanh()?;
+            slope = Some(tanh.sqr()?.affine(-1.0, 1.0)?);
+            scores = (tanh * cap)?;
+        }
+        for added in self.bias.iter().chain(&self.group.mask) {
+            scores = scores.broadcast_add(added)?;
+        }
         let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-        weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+        Ok((weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?, slope))
     }
 
     /// A table of scores with a dimension for the query heads.
@@ -48,16 +57,19 @@ impl Part<'_> {
     }
 
     fn forward(&self) -> Result<Tensor> {
-        self.by_key_head(&self.probabilities()?)?.matmul(&self.v)
+        self.by_key_head(&self.probabilities()?.0)?.matmul(&self.v)
     }
 
     /// The gradients of queries, keys and values, from that of the result in the queries' form.
     fn backward(&self, gradient: &Tensor) -> Result<[Tensor; 3]> {
-        let probabilities = self.probabilities()?;
+        let (probabilities, slope) = self.probabilities()?;
         let dv = self.by_key_head(&probabilities)?.transpose(2, 3)?.matmul(gradient)?;
         let d_probabilities = self.by_query_head(&widened(&gradient.matmul(&self.v.transpose(2, 3)?)?)?)?;
         let along = (&probabilities * &d_probabilities)?.sum_keepdim(D::Minus1)?;
-        let d_scores = ((probabilities * d_probabilities.broadcast_sub(&along)?)? * self.shape.scale)?;
+        let mut d_scores = ((probabilities * d_probabilities.broadcast_sub(&along)?)? * self.shape.scale)?;
+        if let Some(slope) = slope {
+            d_scores = (d_scores * slope)?;
+        }
         let d_scores = self.by_key_head(&d_scores)?;
         Ok([d_scores.matmul(&self.k)?, d_scores.transpose(2, 3)?.matmul(&self.q)?, dv])
     }
@@ -76,11 +88,13 @@ impl Attention {
         let q = self.by_key_head(group, &group.pad(q, shape.heads)?)?;
         let (k, v) = (group.pad(k, shape.kv_heads)?, group.pad(v, shape.kv_heads)?);
         let at_once = group.heads_at_once(shape.kv_heads, shared);
+        let bias = self.bias.as_ref().map(|bias| bias.pairs(group.length)).transpose()?;
         let mut found: [Vec<Tensor>; N] = std::array::from_fn(|_| Vec::new());
         for first in (0..shape.kv_heads).step_by(at_once) {
             let count = at_once.min(shape.kv_heads - first);
             let [q, k, v] = [&q, &k, &v].map(|t| t.narrow(1, first, count)?.contiguous());
-            let part = Part { group, shape, q: q?, k: k?, v: v? };
+            let bias = bias.as_ref().map(|bias| bias.narrow(0, first * shared, count * shared)?.unsqueeze(0));
+            let part = Part { group, shape, q: q?, k: k?, v: v?, bias: bias.transpose()? };
             for (found, part) in found.iter_mut().zip(run(&part, first, count)?) {
                 found.push(part);
             }
@@ -108,8 +122,7 @@ fn join<const N: usize>(parts: [Vec<Tensor>; N], dim: usize) -> Result<[Tensor; 
 impl Composed<3> for Attention {
     fn forward(&self, arguments: [&Tensor; 3]) -> Result<Tensor> {
         let [q, _, _] = arguments;
-        let AttentionShape { heads, causal, .. } = self.shape;
-        let groups = groups(&self.offsets, heads, causal, wide(q.dtype()), q.device())?;
+        let groups = groups(&self.offsets, self.shape, wide(q.dtype()), q.device())?;
         if groups.is_empty() {
             return q.zeros_like();
         }
@@ -128,11 +141,10 @@ impl Composed<3> for Attention {
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
         let [q, k, v] = arguments;
-        let AttentionShape { heads, causal, .. } = self.shape;
-        let groups = groups(&self.offsets, heads, causal, wide(q.dtype()), q.device())?;
+        let groups = groups(&self.offsets, self.shape, wide(q.dtype()), q.device())?;
         let mut found: [Vec<Tensor>; 3] = [const { Vec::new() }; 3];
         for group in groups.iter() {
-            let gradient = self.by_key_head(group, &group.pad_with_zeros(gradient, heads)?)?;
+            let gradient = self.by_key_head(group, &group.pad_with_zeros(gradient, self.shape.heads)?)?;
             let [dq, dk, dv] = self.over_parts(group, arguments, |part, first, count| {
                 part.backward(&gradient.narrow(1, first, count)?.contiguous()?)
             })?;

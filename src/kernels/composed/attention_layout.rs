@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 
+use crate::kernels::attention::AttentionShape;
+
 /// Scores in memory at a time, unless one head of one sequence has more: 256 MiB of `f32`, of which a backward pass
 /// holds about four tables. Few in tests, which are to walk over several groups.
 const SCORES: usize = if cfg!(test) { 1 << 9 } else { 1 << 26 };
@@ -39,8 +41,7 @@ struct Padding {
 #[derive(Clone)]
 struct Key {
     offsets: Arc<[usize]>,
-    heads: usize,
-    causal: bool,
+    shape: AttentionShape,
     wide: DType,
     place: DeviceLocation,
 }
@@ -49,7 +50,7 @@ impl Key {
     fn is(&self, other: &Self) -> bool {
         // The memo holds the offsets, so that no others can lie at their address.
         Arc::ptr_eq(&self.offsets, &other.offsets)
-            && (self.heads, self.causal, self.wide) == (other.heads, other.causal, other.wide)
+            && (self.shape, self.wide) == (other.shape, other.wide)
             && self.place == other.place
     }
 }
@@ -62,18 +63,17 @@ thread_local! {
 /// The groups of a batch with masks of the type `wide`.
 pub(super) fn groups(
     offsets: &Arc<[usize]>,
-    heads: usize,
-    causal: bool,
+    shape: AttentionShape,
     wide: DType,
     device: &Device,
 ) -> Result<Rc<[Group]>> {
-    let key = Key { offsets: Arc::clone(offsets), heads, causal, wide, place: device.location() };
+    let key = Key { offsets: Arc::clone(offsets), shape, wide, place: device.location() };
     let last = LAST.take().filter(|(known, _)| known.is(&key));
     let groups = match last {
         Some((_, groups)) => groups,
         None => {
-            let spans = cut(offsets, heads, SCORES);
-            let made = spans.iter().map(|spans| Group::new(spans, causal, wide, device));
+            let spans = cut(offsets, shape.heads, SCORES);
+            let made = spans.iter().map(|spans| Group::new(spans, shape, wide, device));
             made.collect::<Result<Vec<Group>>>()?.into()
         }
     };
@@ -102,7 +102,7 @@ fn cut(offsets: &[usize], heads: usize, scores: usize) -> Vec<Vec<(usize, usize)
 }
 
 impl Group {
-    fn new(spans: &[(usize, usize)], causal: bool, wide: DType, device: &Device) -> Result<Self> {
+    fn new(spans: &[(usize, usize)], shape: AttentionShape, wide: DType, device: &Device) -> Result<Self> {
         let first = spans.first().map_or(0, |span| span.0);
         let count: usize = spans.iter().map(|span| span.1).sum();
         let length = spans.iter().map(|span| span.1).max().unwrap_or(0);
@@ -129,16 +129,22 @@ impl Group {
             }
         };
         // Under a causal mask padding, which comes last, is seen by padding alone.
-        let mask = match (causal, &padding) {
-            (true, _) => {
-                let seen = (0..length).flat_map(|i| (0..length).map(move |j| hidden(j > i)));
-                Some(place(seen.collect(), (1, 1, length, length))?)
+        let table = |own: usize| {
+            // Padding, which nothing reads, sees all tokens, so that each row has something to see.
+            let seen = move |i| if i < own { shape.seen(i, own) } else { 0..own };
+            (0..length).flat_map(move |i| (0..length).map(move |j| hidden(!seen(i).contains(&j))))
+        };
+        let mask = match (shape.causal, &padding, shape.reach) {
+            (true, _, _) | (false, None, Some(_)) => Some(place(table(length).collect(), (1, 1, length, length))?),
+            (false, Some(_), Some(_)) => {
+                let tables = spans.iter().flat_map(|&(_, own)| table(own));
+                Some(place(tables.collect(), (sequences, 1, length, length))?)
             }
-            (false, Some(_)) => {
+            (false, Some(_), None) => {
                 let seen = spans.iter().flat_map(|&(_, own)| (0..length).map(move |j| hidden(j >= own)));
                 Some(place(seen.collect(), (sequences, 1, 1, length))?)
             }
-            (false, None) => None,
+            (false, None, None) => None,
         };
         Ok(Self { rows: (first, count), sequences, length, padding, mask })
     }
@@ -193,6 +199,10 @@ impl Group {
 mod tests {
     use super::*;
 
+    fn two_heads(causal: bool) -> AttentionShape {
+        AttentionShape { heads: 2, kv_heads: 2, head_dim: 2, causal, scale: 1.0, reach: None, soft_cap: None }
+    }
+
     #[test]
     fn groups_hold_as_many_sequences_as_their_scores_allow() {
         let offsets = [0, 4, 4, 6, 11, 12];
@@ -208,17 +218,17 @@ mod tests {
     fn a_layout_is_made_once_a_batch() {
         let device = Device::Cpu;
         let offsets: Arc<[usize]> = [0, 2, 5].into();
-        let first = groups(&offsets, 2, true, DType::F32, &device).unwrap();
-        assert!(Rc::ptr_eq(&first, &groups(&offsets, 2, true, DType::F32, &device).unwrap()));
-        assert!(!Rc::ptr_eq(&first, &groups(&offsets, 2, false, DType::F32, &device).unwrap()));
+        let first = groups(&offsets, two_heads(true), DType::F32, &device).unwrap();
+        assert!(Rc::ptr_eq(&first, &groups(&offsets, two_heads(true), DType::F32, &device).unwrap()));
+        assert!(!Rc::ptr_eq(&first, &groups(&offsets, two_heads(false), DType::F32, &device).unwrap()));
         let equal: Arc<[usize]> = [0, 2, 5].into();
-        assert!(!Rc::ptr_eq(&first, &groups(&equal, 2, true, DType::F32, &device).unwrap()));
+        assert!(!Rc::ptr_eq(&first, &groups(&equal, two_heads(true), DType::F32, &device).unwrap()));
     }
 
     #[test]
     fn packing_undoes_padding() {
         let packed = Tensor::arange(0.0, 24.0, &Device::Cpu).unwrap().reshape((6, 4)).unwrap();
-        let groups = groups(&[0, 2, 2, 5, 6].into(), 2, false, DType::F64, &Device::Cpu).unwrap();
+        let groups = groups(&[0, 2, 2, 5, 6].into(), two_heads(false), DType::F64, &Device::Cpu).unwrap();
         let padded = groups[0].pad(&packed, 2).unwrap();
         assert_eq!(padded.dims(), [3, 2, 3, 2]);
         // The padding of the first sequence is its own first token.

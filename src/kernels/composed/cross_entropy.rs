@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::{Composed, wide, widened};
-use crate::kernels::cross_entropy::{CrossEntropy, Row};
+use crate::kernels::cross_entropy::{Bend, CrossEntropy, Row};
 
 /// Logits in memory at a time, unless one row has more: 64 MiB of `f32`, of which a backward pass holds about four. Few
 /// in tests, which are to walk over several chunks.
@@ -19,18 +19,29 @@ struct Chunk {
     largest: Tensor,
     /// The id of each row's target, `[rows, 1]`.
     targets: Tensor,
+    /// The slope of the soft cap at every logit, if there is one.
+    slope: Option<Tensor>,
 }
 
 impl Chunk {
-    fn new(hidden: &Tensor, weight: &Tensor, rows: &[Row]) -> Result<Self> {
+    fn new(hidden: &Tensor, weight: &Tensor, bend: &Bend, rows: &[Row]) -> Result<Self> {
         let device = hidden.device();
         let index: Vec<u32> = rows.iter().map(|row| row.row as u32).collect();
         let hidden = hidden.index_select(&Tensor::new(index, device)?, 0)?;
-        let logits = widened(&hidden.matmul(&weight.t()?)?)?;
+        let mut logits = widened(&hidden.matmul(&weight.t()?)?)?;
+        if let Some(bias) = &bend.bias {
+            logits = logits.broadcast_add(&bias.to_dtype(logits.dtype())?)?;
+        }
+        let mut slope = None;
+        if let Some(cap) = bend.soft_cap {
+            let tanh = (logits / cap)?.tanh()?;
+            slope = Some(tanh.sqr()?.affine(-1.0, 1.0)?);
+            logits = (tanh * cap)?;
+        }
         let largest = logits.max_keepdim(D::Minus1)?;
         let targets: Vec<u32> = rows.iter().map(|row| row.target as u32).collect();
         let targets = Tensor::from_vec(targets, (rows.len(), 1), device)?;
-        Ok(Self { hidden, logits, largest, targets })
+        Ok(Self { hidden, logits, largest, targets, slope })
     }
 
     /// The exponentials of the logits less the largest, their sums and the losses, `[rows, 1]` both.
@@ -57,11 +68,12 @@ impl Chunk {
 fn for_each_chunk(
     hidden: &Tensor,
     weight: &Tensor,
+    bend: &Bend,
     rows: &[Row],
     mut visit: impl FnMut(&[Row], &Chunk) -> Result<()>,
 ) -> Result<()> {
     let size = (CHUNK_LOGITS / weight.dim(0)?.max(1)).max(1);
-    rows.chunks(size).try_for_each(|rows| visit(rows, &Chunk::new(hidden, weight, rows)?))
+    rows.chunks(size).try_for_each(|rows| visit(rows, &Chunk::new(hidden, weight, bend, rows)?))
 }
 
 /// The values of columns `[rows, 1]`, brought to the CPU at once.
@@ -73,10 +85,15 @@ fn values(columns: &[Tensor]) -> Result<Vec<f64>> {
 }
 
 /// The loss of every row, and whether it is a hit.
-pub(in crate::kernels) fn losses_and_hits(hidden: &Tensor, weight: &Tensor, rows: &[Row]) -> Result<Vec<(f64, bool)>> {
+pub(in crate::kernels) fn losses_and_hits(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bend: &Bend,
+    rows: &[Row],
+) -> Result<Vec<(f64, bool)>> {
     let weight = weight.to_dtype(hidden.dtype())?;
     let (mut losses, mut hits) = (Vec::new(), Vec::new());
-    for_each_chunk(hidden, &weight, rows, |_, chunk| {
+    for_each_chunk(hidden, &weight, bend, rows, |_, chunk| {
         losses.push(chunk.losses()?.2);
         hits.push(chunk.hits()?);
         Ok(())
@@ -88,15 +105,16 @@ pub(in crate::kernels) fn losses_and_hits(hidden: &Tensor, weight: &Tensor, rows
 pub(in crate::kernels) fn gradients(
     hidden: &Tensor,
     weight: &Tensor,
+    bend: &Bend,
     rows: &[Row],
     factor: f64,
-    [wants_hidden, wants_weight]: [bool; 2],
-) -> Result<(f64, [Option<Tensor>; 2])> {
+    [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+) -> Result<(f64, [Option<Tensor>; 3])> {
     let (dtype, device) = (hidden.dtype(), hidden.device());
     let read = weight.to_dtype(dtype)?;
     let (mut losses, mut d_rows) = (Vec::new(), Vec::new());
-    let mut d_weight: Option<Tensor> = None;
-    for_each_chunk(hidden, &read, rows, |rows, chunk| {
+    let (mut d_weight, mut d_bias): (Option<Tensor>, Option<Tensor>) = (None, None);
+    for_each_chunk(hidden, &read, bend, rows, |rows, chunk| {
         let (powers, sums, loss) = chunk.losses()?;
         losses.push(loss);
         let weights: Vec<f64> = rows.iter().map(|row| f64::from(row.weight) * factor).collect();
@@ -104,6 +122,17 @@ pub(in crate::kernels) fn gradients(
         let weights = weights.to_device(device)?;
         let d_logits = powers.broadcast_mul(&(&weights / sums)?)?;
         d_logits.scatter_add_set(&chunk.targets, &weights.neg()?, 1)?;
+        let d_logits = match &chunk.slope {
+            Some(slope) => (d_logits * slope)?,
+            None => d_logits,
+        };
+        if wants_bias {
+            let part = d_logits.sum(0)?;
+            d_bias = Some(match d_bias.take() {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
         let d_logits = d_logits.to_dtype(dtype)?;
         if wants_hidden {
             d_rows.push(d_logits.matmul(&read)?);
@@ -124,7 +153,12 @@ pub(in crate::kernels) fn gradients(
         (true, Some(sum)) => Some(sum.to_dtype(weight.dtype())?),
         (true, None) => Some(weight.zeros_like()?),
     };
-    Ok((loss, [d_hidden, d_weight]))
+    let d_bias = match (wants_bias, d_bias, &bend.bias) {
+        (true, Some(sum), Some(bias)) => Some(sum.to_dtype(bias.dtype())?),
+        (true, None, Some(bias)) => Some(bias.zeros_like()?),
+        _ => None,
+    };
+    Ok((loss, [d_hidden, d_weight, d_bias]))
 }
 
 /// The gradients of the rows that count, in their places; the others' are zero.
@@ -145,7 +179,7 @@ fn spread(mut parts: Vec<Tensor>, rows: &[Row], hidden: &Tensor) -> Result<Tenso
 
 impl Composed<2> for CrossEntropy {
     fn forward(&self, [hidden, weight]: [&Tensor; 2]) -> Result<Tensor> {
-        let scores = losses_and_hits(hidden, weight, &self.rows)?;
+        let scores = losses_and_hits(hidden, weight, &self.bend, &self.rows)?;
         let sum: f64 = scores.iter().zip(&self.rows).map(|((loss, _), row)| loss * f64::from(row.weight)).sum();
         Tensor::new(sum, &Device::Cpu)?.to_dtype(wide(hidden.dtype()))?.to_device(hidden.device())
     }
@@ -158,6 +192,8 @@ impl Composed<2> for CrossEntropy {
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; 2]> {
         let factor = gradient.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok(gradients(hidden, weight, &self.rows, factor, wanted)?.1)
+        let wanted = [wanted[0], wanted[1], false];
+        let (_, [d_hidden, d_weight, _]) = gradients(hidden, weight, &self.bend, &self.rows, factor, wanted)?;
+        Ok([d_hidden, d_weight])
     }
 }

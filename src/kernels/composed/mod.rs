@@ -19,14 +19,15 @@ mod attention;
 mod attention_layout;
 mod branch;
 mod cross_entropy;
+mod columns;
 mod dropout;
 mod embedding;
+mod gated;
 mod layer_norm;
 mod linear;
 mod mixing;
 mod rms_norm;
 mod rope;
-mod swiglu;
 mod tanh;
 
 pub(super) use cross_entropy::{gradients as cross_entropy_gradients, losses_and_hits};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, TensorId};
 
 use super::{Composed, wanted, widened};
-use crate::kernels::rope::Rope;
+use crate::kernels::rope::{Pairing, Rope};
 
 /// The rows of the tables that a batch reads, `[n, 1, half]`.
 #[derive(Clone)]
@@ -45,11 +45,26 @@ impl Rope {
         let sin = if backwards { sin.neg()? } else { sin };
         let (n, width) = x.dims2()?;
         let half = self.cos.dim(1)?;
-        let heads = widened(x)?.reshape((n, width / (2 * half).max(1), 2 * half))?;
-        let (first, second) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
+        let heads = width / self.head_dim.max(1);
+        let by_head = widened(x)?.reshape((n, heads, self.head_dim))?;
+        let (first, second) = match self.pairing {
+            Pairing::Halves => (by_head.narrow(2, 0, half)?, by_head.narrow(2, half, half)?),
+            Pairing::Neighbours => {
+                let pairs = by_head.narrow(2, 0, 2 * half)?.reshape((n, heads, half, 2))?;
+                (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?)
+            }
+        };
         let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
         let turned_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[turned_first, turned_second], 2)?.reshape((n, width))?.to_dtype(x.dtype())
+        let turned = match self.pairing {
+            Pairing::Halves => Tensor::cat(&[turned_first, turned_second], 2)?,
+            Pairing::Neighbours => Tensor::stack(&[turned_first, turned_second], 3)?.reshape((n, heads, 2 * half))?,
+        };
+        let turned = match self.head_dim - 2 * half {
+            0 => turned,
+            rest => Tensor::cat(&[turned, by_head.narrow(2, 2 * half, rest)?], 2)?,
+        };
+        turned.reshape((n, width))?.to_dtype(x.dtype())
     }
 }
 

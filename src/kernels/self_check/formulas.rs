@@ -106,6 +106,60 @@ pub(super) fn attention(
     out
 }
 
+/// [`rope`] of the pairs of neighbours, with whatever a head has behind them.
+pub(super) fn rope_of_neighbours(x: &[f64], cos: &[f64], sin: &[f64], positions: &[u32], heads: usize) -> Vec<f64> {
+    let head_dim = x.len() / positions.len() / heads;
+    let pairs = (head_dim - 3) / 2;
+    let mut out = x.to_vec();
+    for (row, &position) in out.chunks_exact_mut(head_dim * heads).zip(positions) {
+        let at = |table: &[f64], i: usize| table.get(position as usize * pairs + i).copied().unwrap_or(f64::NAN);
+        for head in row.chunks_exact_mut(head_dim) {
+            for (i, pair) in head.chunks_exact_mut(2).take(pairs).enumerate() {
+                if let [a, b] = pair {
+                    (*a, *b) = (*a * at(cos, i) - *b * at(sin, i), *b * at(cos, i) + *a * at(sin, i));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// As [`attention`] of the last `reach + 1` tokens, with scores bent by a soft cap and a bias by distance.
+pub(super) fn bent_attention(
+    [q, k, v, bias]: [&[f64]; 4],
+    (heads, dim): (usize, usize),
+    scale: f64,
+    (reach, cap): (usize, f64),
+    offsets: &[usize],
+) -> Vec<f64> {
+    let head = |x: &[f64], row: usize, count: usize, head: usize| -> Vec<f64> {
+        x.iter().skip((row * count + head) * dim).take(dim).copied().collect()
+    };
+    let columns = bias.len() / heads;
+    let mut out = Vec::with_capacity(q.len());
+    for sequence in offsets.windows(2) {
+        let &[start, end] = sequence else { continue };
+        for row in start..end {
+            for index in 0..heads {
+                let query = head(q, row, heads, index);
+                let keys = start.max(row.saturating_sub(reach))..row + 1;
+                let score = |key: usize| {
+                    let added = bias.get(index * columns + columns / 2 + key - row).copied().unwrap_or(f64::NAN);
+                    (cap * (scale * dot(&query, &head(k, key, 1, 0)) / cap).tanh() + added).exp()
+                };
+                let scores: Vec<f64> = keys.clone().map(score).collect();
+                let total: f64 = scores.iter().sum();
+                let mut sum = vec![0.0; dim];
+                for (score, key) in scores.iter().zip(keys) {
+                    sum = both(&sum, &head(v, key, 1, 0), |s, v| s + score / total * v);
+                }
+                out.extend(sum);
+            }
+        }
+    }
+    out
+}
+
 /// Each target's negative log-likelihood, and 1 where it has the first largest logit, else 0.
 pub(super) fn losses(hidden: &[f64], weight: &[f64], targets: &[u32], width: usize) -> Vec<(f64, f64)> {
     let rows = hidden.chunks_exact(width).zip(targets);

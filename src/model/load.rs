@@ -1,0 +1,225 @@
+//! A [`Transformer`] from the tensors of a file.
+
+use super::ModelError;
+use super::architecture::{Architecture, Head, NormKind, Positions, Role, SubLayerNorms};
+use super::block::{Block, Inner, Norms, Projections, Reads};
+use super::distance::DistanceBias;
+use super::embeddings::{Embeddings, Projection};
+use super::linear::Linear;
+use super::norm::Norm;
+use super::precision::Precision;
+use super::rotary::RotaryTables;
+use super::transformer::{HeadTensors, Transformer};
+use super::weights::TensorSource;
+use crate::kernels::{self, Columns};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+
+impl Transformer {
+    /// Reads every tensor that `architecture` names from `source`; a type alone is both stored and computed in.
+    ///
+    /// An encoder whose file has no head for masked tokens is read without one.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or cannot be read.
+    pub fn load(
+        name: &str,
+        mut architecture: Architecture,
+        source: &dyn TensorSource,
+        precision: impl Into<Precision>,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let precision = precision.into();
+        architecture.names.prefix = prefix(&architecture, source);
+        let lacks = |tensor: &String| stored_name(source, tensor).is_none();
+        if !architecture.causal && architecture.head_tensors().keys().any(lacks) {
+            architecture.head = Head::Absent;
+        }
+        let expected = architecture.tensors();
+        let missing: Vec<&str> = expected.keys().filter(|tensor| lacks(tensor)).map(String::as_str).collect();
+        if !missing.is_empty() {
+            let shown = missing.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+            let missing = match missing.len() {
+                n @ 4.. => format!("{shown} and {} more", n - 3),
+                _ => shown,
+            };
+            return Err(ModelError::Missing { model: name.to_owned(), missing });
+        }
+        let reader = Reader { architecture: &architecture, expected, source, precision, device };
+        let blocks = reader.blocks()?;
+        let (embeddings, final_norm, head) = (reader.embeddings()?, reader.final_norm()?, reader.head()?);
+        let angles = kernels::wide(precision.compute);
+        let tables = |rope: Option<&_>| rope.map(|rope| RotaryTables::new(rope, angles, device));
+        let rotary = [tables(architecture.rope()), tables(architecture.local_rope.as_ref())];
+        let distance_bias = match architecture.positions {
+            Positions::Alibi { factor } => Some(DistanceBias::alibi(architecture.heads, factor, angles, device)),
+            Positions::Buckets { max_distance, .. } => {
+                let table = reader.tensor(&architecture.names.whole(architecture.names.positions, "weight"))?;
+                Some(DistanceBias::buckets(&table, max_distance, angles, device)?)
+            }
+            Positions::Rotary(_) | Positions::Learned { .. } => None,
+        };
+        let device = device.clone();
+        Ok(Self { embeddings, blocks, final_norm, head, rotary, distance_bias, precision, device, architecture })
+    }
+}
+
+/// Reads tensors by the names and shapes of an architecture.
+struct Reader<'a> {
+    architecture: &'a Architecture,
+    expected: BTreeMap<String, Vec<usize>>,
+    source: &'a dyn TensorSource,
+    precision: Precision,
+    device: &'a Device,
+}
+
+impl Reader<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        let shape = self.expected.get(name).map(Vec::as_slice).unwrap_or_default();
+        let stored = stored_name(self.source, name).unwrap_or_else(|| name.to_owned());
+        Ok(self.source.load(&stored, shape, self.precision.base, self.device)?)
+    }
+
+    fn tensor_if(&self, wanted: bool, name: &str) -> Result<Option<Tensor>, ModelError> {
+        wanted.then(|| self.tensor(name)).transpose()
+    }
+
+    fn norm(&self, path: &str) -> Result<Norm, ModelError> {
+        let kind = self.architecture.norm;
+        let weight = self.tensor(&format!("{path}.weight"))?;
+        let bias = match kind {
+            NormKind::Rms | NormKind::ShiftedRms => None,
+            NormKind::Layer => Some(self.tensor(&format!("{path}.bias"))?),
+            NormKind::BareLayer => Some(weight.zeros_like()?),
+        };
+        Ok(Norm { kind, weight, bias, eps: self.architecture.norm_eps })
+    }
+
+    /// A norm inside a block, where the family has it.
+    fn block_norm(&self, layer: usize, name: &str) -> Result<Option<Norm>, ModelError> {
+        let path = self.architecture.names.in_block(layer, name);
+        (!name.is_empty()).then(|| self.norm(&path)).transpose()
+    }
+
+    fn linear(&self, layer: usize, role: Role) -> Result<Linear, ModelError> {
+        let path = self.architecture.linear_path(layer, role);
+        let bias = self.tensor_if(self.architecture.has_bias(role), &format!("{path}.bias"))?;
+        let weight = self.tensor(&format!("{path}.weight"))?;
+        let weight = if self.architecture.transposed { weight.t()?.contiguous()? } else { weight };
+        Ok(Linear { layer, role, weight, bias })
+    }
+
+    fn blocks(&self) -> Result<Vec<Block>, ModelError> {
+        let shared = self.architecture.names.shared.max(1);
+        let mut blocks: Vec<Block> = Vec::with_capacity(self.architecture.layers);
+        for layer in 0..self.architecture.layers {
+            let block = match blocks.last().filter(|_| layer % shared != 0) {
+                Some(before) => before.at(layer),
+                None => self.block(layer)?,
+            };
+            blocks.push(block);
+        }
+        Ok(blocks)
+    }
+
+    fn block(&self, layer: usize) -> Result<Block, ModelError> {
+        let (a, names) = (self.architecture, &self.architecture.names);
+        let linear = |role| self.linear(layer, role);
+        let [attention, feed_forward] = names.norms;
+        let shares_norm = a.parallel && attention.before == feed_forward.before;
+        let norms = |own: SubLayerNorms, bare: bool| -> Result<Norms, ModelError> {
+            Ok(Norms {
+                before: self.block_norm(layer, if bare { "" } else { own.before })?,
+                added: self.block_norm(layer, own.added)?,
+                after: self.block_norm(layer, own.after)?,
+            })
+        };
+        let halves = [(0, a.intermediate_size), (a.intermediate_size, a.intermediate_size)];
+        Ok(Block {
+            index: layer,
+            norms: [norms(attention, a.bare_first && layer == 0)?, norms(feed_forward, shares_norm)?],
+            feed_forward_reads: match (a.parallel, shares_norm) {
+                (false, _) => Reads::AfterAttention,
+                (true, false) => Reads::BlockInput,
+                (true, true) => Reads::WithAttention,
+            },
+            projections: match a.has(Role::QueryKeyValue) {
+                true => Projections::Fused { all: linear(Role::QueryKeyValue)?, columns: a.fused_columns() },
+                false => Projections::Separate {
+                    query: linear(Role::Query)?,
+                    key: linear(Role::Key)?,
+                    value: linear(Role::Value)?,
+                },
+            },
+            head_norms: [self.block_norm(layer, names.query_norm)?, self.block_norm(layer, names.key_norm)?],
+            output: linear(Role::AttentionOutput)?,
+            inner: match (a.has(Role::GateUp), a.has(Role::Gate)) {
+                (true, _) => Inner::FusedGated {
+                    both: linear(Role::GateUp)?,
+                    columns: halves.map(|range| Columns::from([range])),
+                },
+                (false, true) => Inner::Gated { gate: linear(Role::Gate)?, up: linear(Role::Up)? },
+                (false, false) => Inner::Plain { up: linear(Role::Up)? },
+            },
+            activation: a.activation,
+            down: linear(Role::Down)?,
+        })
+    }
+
+    fn embeddings(&self) -> Result<Embeddings, ModelError> {
+        let (a, names) = (self.architecture, &self.architecture.names);
+        let learned = matches!(a.positions, Positions::Learned { .. });
+        Ok(Embeddings {
+            tokens: self.tensor(&names.whole(names.embedding, "weight"))?,
+            positions: self.tensor_if(learned, &names.whole(names.positions, "weight"))?,
+            types: self.tensor_if(a.token_types > 0, &names.whole(names.token_types, "weight"))?,
+            norm: a.embedding_norm.then(|| self.norm(&names.path(names.embedding_norm))).transpose()?,
+            projection: match a.projection_path() {
+                None => None,
+                Some(path) => Some(Projection {
+                    weight: self.tensor(&format!("{path}.weight"))?,
+                    bias: self.tensor_if(!a.projects_tokens(), &format!("{path}.bias"))?,
+                }),
+            },
+        })
+    }
+
+    fn final_norm(&self) -> Result<Option<Norm>, ModelError> {
+        let names = &self.architecture.names;
+        self.architecture.has_final_norm().then(|| self.norm(&names.path(names.final_norm))).transpose()
+    }
+
+    fn head(&self) -> Result<HeadTensors, ModelError> {
+        let (a, names) = (self.architecture, &self.architecture.names);
+        let there = |name: &str| a.head != Head::Absent && !name.is_empty();
+        let dense = match there(names.head_dense) {
+            false => None,
+            true => Some((
+                self.tensor(&format!("{}.weight", names.head_dense))?,
+                self.tensor_if(names.head_dense_bias, &format!("{}.bias", names.head_dense))?,
+            )),
+        };
+        Ok(HeadTensors {
+            weight: self.tensor_if(a.head == Head::Own, &format!("{}.weight", names.head))?,
+            bias: self.tensor_if(there(names.head_bias), names.head_bias)?,
+            dense,
+            norm: there(names.head_norm).then(|| self.norm(names.head_norm)).transpose()?,
+        })
+    }
+}
+
+/// What stands in front of the tensors' names in this file: the same weights are saved with and without a head.
+fn prefix(architecture: &Architecture, source: &dyn TensorSource) -> &'static str {
+    let names = &architecture.names;
+    let here = |prefix: &&&'static str| source.contains(&format!("{prefix}{}.weight", names.embedding));
+    [&names.prefix].into_iter().chain(names.prefixes).find(here).copied().unwrap_or(names.prefix)
+}
+
+/// The name under which `source` has a tensor; old files of BERT call a norm's weight gamma and its bias beta.
+fn stored_name(source: &dyn TensorSource, name: &str) -> Option<String> {
+    let old = || {
+        let (path, tensor) = name.rsplit_once('.').filter(|(path, _)| path.ends_with("LayerNorm"))?;
+        Some(format!("{path}.{}", if tensor == "weight" { "gamma" } else { "beta" }))
+    };
+    if source.contains(name) { Some(name.to_owned()) } else { old().filter(|old| source.contains(old)) }
+}

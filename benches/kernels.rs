@@ -124,11 +124,19 @@ fn attention(criterion: &mut Criterion) {
     let arguments = || [(); 3].map(|()| tracked(&[TOKENS, WIDTH]));
     for (name, causal, pairs) in [("causal", true, LENGTH * (LENGTH + 1) / 2), ("full", false, LENGTH * LENGTH)] {
         let scale = 1.0 / (HEAD_DIM as f64).sqrt();
-        let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, causal, scale, reach: None, soft_cap: None };
+        let shape = AttentionShape {
+            heads: HEADS,
+            kv_heads: HEADS,
+            head_dim: HEAD_DIM,
+            causal,
+            scale,
+            reach: None,
+            soft_cap: None,
+        };
         // Two products forward, five backward; what half-hidden blocks compute in vain is not counted.
         let flop = 2 * SEQUENCES * pairs * WIDTH;
         bench(criterion, &format!("attention {name}"), (2 * flop, 5 * flop), &arguments(), |t| match t {
-            [q, k, v] => kernels::attention(q, k, v, shape, &offsets),
+            [q, k, v] => kernels::attention(q, k, v, shape, None, &offsets),
             _ => candle_core::bail!("three arguments"),
         });
     }

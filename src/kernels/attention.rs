@@ -272,7 +272,15 @@ mod tests {
     use super::*;
 
     fn shape(heads: usize, kv_heads: usize, head_dim: usize, causal: bool) -> AttentionShape {
-        AttentionShape { heads, kv_heads, head_dim, causal, scale: 0.7 / (head_dim as f64).sqrt(), reach: None, soft_cap: None }
+        AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            causal,
+            scale: 0.7 / (head_dim as f64).sqrt(),
+            reach: None,
+            soft_cap: None,
+        }
     }
 
     fn inputs(n: usize, shape: AttentionShape) -> [Tensor; 3] {
@@ -332,8 +340,8 @@ mod tests {
                 let want = naive(&qkv, shape, &offsets);
                 let [q, k, v] = &qkv;
                 check::close(&attention(q, k, v, shape, None, &offsets).unwrap(), &want, 1e-12);
-                let moved =
-                    attention(&check::strided(q), &check::offset(k), &check::strided(v), shape, None, &offsets).unwrap();
+                let moved = attention(&check::strided(q), &check::offset(k), &check::strided(v), shape, None, &offsets)
+                    .unwrap();
                 check::close(&moved, &want, 1e-12);
                 check::gradients(&[q, k, v], |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
                 check::f32_agrees(&[q, k, v], 1e-5, |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
@@ -397,7 +405,9 @@ mod tests {
         let offsets: Arc<[usize]> = [0, 3, 10].into();
         let [q, k, v] = inputs(10, shape);
         for which in 0..3 {
-            check::untracked(&[&q, &k, &v], Untracked(which), |t| attention(&t[0], &t[1], &t[2], shape, None, &offsets));
+            check::untracked(&[&q, &k, &v], Untracked(which), |t| {
+                attention(&t[0], &t[1], &t[2], shape, None, &offsets)
+            });
         }
     }
 

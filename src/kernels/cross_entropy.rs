@@ -133,11 +133,7 @@ fn rows(hidden: &Tensor, head: &HeadWeights<'_>, targets: &[u32], token_weights:
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub fn token_losses<'a>(
-    hidden: &Tensor,
-    head: impl Into<HeadWeights<'a>>,
-    targets: &[u32],
-) -> Result<Vec<f64>> {
+pub fn token_losses<'a>(hidden: &Tensor, head: impl Into<HeadWeights<'a>>, targets: &[u32]) -> Result<Vec<f64>> {
     token_losses_and_hits(hidden, head, targets).map(|(losses, _)| losses)
 }
 
@@ -422,7 +418,7 @@ mod tests {
     fn gradients_with_the_loss_are_those_of_the_loss() {
         let (h, w, targets, weights) = case(8, 3, 5);
         let (h, w) = (Var::from_tensor(&h).unwrap(), Var::from_tensor(&w).unwrap());
-        let gradients = || cross_entropy_gradients(&h, &w, &targets, &weights, 0.5).unwrap();
+        let gradients = || cross_entropy_gradients(&h, w.as_tensor(), &targets, &weights, 0.5).unwrap();
         let ((loss, fused), (composed_loss, composed)) = (gradients(), instead_of_fused(gradients));
         assert!((loss - composed_loss).abs() < 1e-12);
         assert!(fused[2].is_none() && composed[2].is_none());

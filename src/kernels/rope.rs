@@ -28,7 +28,14 @@ pub enum Pairing {
 ///
 /// # Errors
 /// If the shapes or element types do not fit, a position has no row in the tables, or the tensors are on different devices.
-pub fn rope(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, positions: &Arc<[u32]>, pairing: Pairing) -> Result<Tensor> {
+pub fn rope(
+    x: &Tensor,
+    heads: usize,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Arc<[u32]>,
+    pairing: Pairing,
+) -> Result<Tensor> {
     let (n, width) = matrix_dims(NAME, "x", x)?;
     let (rows, half) = matrix_dims(NAME, "cos", cos)?;
     let head_dim = width / heads.max(1);
@@ -143,7 +150,14 @@ mod tests {
             let positions: Arc<[u32]> = positions.into();
             let want = naive(&x, heads, &cos, &sin, &positions);
             check::close(&rope(&x, heads, &cos, &sin, &positions, Pairing::Halves).unwrap(), &want, 1e-12);
-            let moved = rope(&check::strided(&x), heads, &check::offset(&cos), &check::strided(&sin), &positions, Pairing::Halves);
+            let moved = rope(
+                &check::strided(&x),
+                heads,
+                &check::offset(&cos),
+                &check::strided(&sin),
+                &positions,
+                Pairing::Halves,
+            );
             check::close(&moved.unwrap(), &want, 1e-12);
             let any = |t: &[Tensor]| {
                 let dtype = crate::kernels::wide(t[0].dtype());
@@ -167,8 +181,7 @@ mod tests {
                     for (pair, (a, b)) in pairs.into_iter().enumerate() {
                         let angle = f64::from(position) / 10f64.powf(pair as f64 / 2.0);
                         let (x1, x2) = (head[a], head[b]);
-                        (head[a], head[b]) =
-                            (x1 * angle.cos() - x2 * angle.sin(), x2 * angle.cos() + x1 * angle.sin());
+                        (head[a], head[b]) = (x1 * angle.cos() - x2 * angle.sin(), x2 * angle.cos() + x1 * angle.sin());
                     }
                 }
             }
@@ -191,7 +204,8 @@ mod tests {
         check::threads_agree(&[&x], |t| rope(&t[0], 2, &cos, &sin, &positions, Pairing::Halves));
         let x = x.to_dtype(DType::F32).unwrap();
         let whole = check::flat(&rope(&x, 2, &cos, &sin, &positions, Pairing::Halves).unwrap());
-        let second = rope(&x.narrow(0, 100, 400).unwrap(), 2, &cos, &sin, &(0..400).collect(), Pairing::Halves).unwrap();
+        let second =
+            rope(&x.narrow(0, 100, 400).unwrap(), 2, &cos, &sin, &(0..400).collect(), Pairing::Halves).unwrap();
         assert_eq!(whole[100 * 64..], check::flat(&second));
     }
 

@@ -116,7 +116,8 @@ impl Architecture {
                 norm(&mut all, path, width);
             }
             for role in self.roles() {
-                let (path, out, input) = (self.linear_path(layer, role), self.output_width(role), self.input_width(role));
+                let (path, out, input) =
+                    (self.linear_path(layer, role), self.output_width(role), self.input_width(role));
                 all.insert(format!("{path}.weight"), if self.transposed { vec![input, out] } else { vec![out, input] });
                 if self.has_bias(role) {
                     all.insert(format!("{path}.bias"), vec![out]);

@@ -75,11 +75,18 @@ mod tests {
     fn the_maps_times_the_values_are_what_the_fused_kernel_computes() {
         let batch = Packed::from_sequences(&[vec![0; 5], vec![0; 1], vec![0; 9]]);
         let plain = |causal| AttentionShape {
-            heads: 4, kv_heads: 2, head_dim: 6, causal, scale: 0.4, reach: None, soft_cap: None,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 6,
+            causal,
+            scale: 0.4,
+            reach: None,
+            soft_cap: None,
         };
         let bent = |causal| AttentionShape { reach: Some(2), soft_cap: Some(0.9), ..plain(causal) };
         let table = RelativeBias::new(draws(4, 19, 4)).unwrap();
-        let cases = [(plain(true), None), (plain(false), None), (bent(true), Some(&table)), (bent(false), Some(&table))];
+        let cases =
+            [(plain(true), None), (plain(false), None), (bent(true), Some(&table)), (bent(false), Some(&table))];
         for (shape, bias) in cases {
             let causal = shape.causal;
             let (q, k, v) = (draws(15, 24, 1), draws(15, 12, 2), draws(15, 12, 3));
@@ -107,7 +114,15 @@ mod tests {
 
     #[test]
     fn an_empty_sequence_has_an_empty_map() {
-        let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 3, causal: true, scale: 1.0, reach: None, soft_cap: None };
+        let shape = AttentionShape {
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 3,
+            causal: true,
+            scale: 1.0,
+            reach: None,
+            soft_cap: None,
+        };
         let batch = Packed::from_sequences(&[vec![], vec![0; 2]]);
         let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, None, &batch).unwrap();
         assert_eq!((maps[0].dims(), maps[1].dims()), (&[2, 0, 0][..], &[2, 2, 2][..]));

@@ -44,7 +44,9 @@ impl<'a> RandomWeights<'a> {
             Initialisation::FanIn if self.is_table(name) => 0.5,
             Initialisation::FanIn => {
                 let plain = 1.0 / (fan_in as f64).sqrt();
-                let writes = [Role::AttentionOutput, Role::Down].iter().any(|&r| !names.linear(r).is_empty() && name.contains(names.linear(r)));
+                let writes = [Role::AttentionOutput, Role::Down]
+                    .iter()
+                    .any(|&r| !names.linear(r).is_empty() && name.contains(names.linear(r)));
                 if writes { plain / (2.0 * self.architecture.layers as f64).sqrt() } else { plain }
             }
         }

@@ -1,8 +1,8 @@
 //! Tables of cosines and sines for rotary position embedding.
 
 use super::architecture::Rope;
-use crate::kernels::{self, Pairing};
 use crate::data::Packed;
+use crate::kernels::{self, Pairing};
 use candle_core::{DType, Device, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,7 +33,13 @@ impl Rotation {
 
 impl RotaryTables {
     pub(super) fn new(rope: &Rope, dtype: DType, device: &Device) -> Self {
-        Self { frequencies: rope.inverse_frequencies(), pairing: rope.pairing, dtype, device: device.clone(), tables: Mutex::new(None) }
+        Self {
+            frequencies: rope.inverse_frequencies(),
+            pairing: rope.pairing,
+            dtype,
+            device: device.clone(),
+            tables: Mutex::new(None),
+        }
     }
 
     /// What rotates the tokens of `batch`.

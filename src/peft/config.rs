@@ -1,6 +1,5 @@
 //! What a PEFT run is made of: method, targets, residual.
 
-use crate::model::architecture::FeedForward;
 use crate::model::{Architecture, H0Kind, Role};
 use std::fmt;
 use std::str::FromStr;

@@ -8,7 +8,6 @@ use super::recipe::Recipe;
 use super::tuned::{TunedEvent, TuningError, tune};
 use super::{corpus::Corpus, corpus::Stage, vocabulary};
 use crate::data::{Example, LossOn, Packed};
-use crate::kernels;
 use crate::measures::{CosineProbe, TokenSet, effective_rank};
 use crate::model::{Initialisation, ModelError, Pass, RandomWeights, Transformer};
 use crate::persist;

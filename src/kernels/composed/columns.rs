@@ -25,7 +25,16 @@ impl Composed<1> for Selection {
         Ok([wanted(needed, || {
             // The ranges by their place in `x`, each with its place in the gradient, and zeros between them.
             let mut at = 0;
-            let mut places: Vec<_> = self.ranges.iter().map(|&(first, count)| (first, count, { at += count; at - count })).collect();
+            let mut places: Vec<_> = self
+                .ranges
+                .iter()
+                .map(|&(first, count)| {
+                    (first, count, {
+                        at += count;
+                        at - count
+                    })
+                })
+                .collect();
             places.sort_unstable();
             let (rows, width) = x.dims2()?;
             let zeros = |count| Tensor::zeros((rows, count), gradient.dtype(), gradient.device());

@@ -18,8 +18,7 @@ impl Composed<2> for Gated {
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; 2]> {
         let (x, gradient) = (widened(gate)?, widened(gradient)?);
-        let d_gate =
-            wanted(needed[0], || ((&gradient * widened(up)?)? * self.0.slope(&x)?)?.to_dtype(gate.dtype()))?;
+        let d_gate = wanted(needed[0], || ((&gradient * widened(up)?)? * self.0.slope(&x)?)?.to_dtype(gate.dtype()))?;
         let d_up = wanted(needed[1], || (&gradient * self.0.value(&x)?)?.to_dtype(up.dtype()))?;
         Ok([d_gate, d_up])
     }

@@ -292,11 +292,7 @@ fn tables() -> Vec<Case> {
         // Heads of three elements more than the pairs, which stay as they are.
         case(
             ("rope", "neighbours"),
-            [
-                input(&[4, HEADS * (HEAD_DIM + 3)], 1),
-                fixed(&[4, half], cos),
-                fixed(&[4, half], sin),
-            ],
+            [input(&[4, HEADS * (HEAD_DIM + 3)], 1), fixed(&[4, half], cos), fixed(&[4, half], sin)],
             16.0,
             move |[x, cos, sin]| kernels::rope(x, HEADS, cos, sin, &again, Pairing::Neighbours),
             |all| {
@@ -339,13 +335,25 @@ fn attention(causal: bool) -> Case {
     let form = if causal { "causal" } else { "both ways" };
     // A score of 8 products is up to 30 units off, the exponents of two of them twice that, and a value of up to 4
     // multiplies it.
-    case(("attention", form), inputs, 256.0, move |[q, k, v]| kernels::attention(q, k, v, shape, None, &offsets), formula)
+    case(
+        ("attention", form),
+        inputs,
+        256.0,
+        move |[q, k, v]| kernels::attention(q, k, v, shape, None, &offsets),
+        formula,
+    )
 }
 
 /// With a soft cap, a window and a bias by distance.
 fn bent_attention() -> Case {
     let shape = AttentionShape {
-        heads: HEADS, kv_heads: 1, head_dim: HEAD_DIM, causal: true, scale: SCALE, reach: Some(REACH), soft_cap: Some(CAP),
+        heads: HEADS,
+        kv_heads: 1,
+        head_dim: HEAD_DIM,
+        causal: true,
+        scale: SCALE,
+        reach: Some(REACH),
+        soft_cap: Some(CAP),
     };
     let (offsets, tokens): (Arc<[usize]>, _) = (OFFSETS.into(), 9);
     let inputs = [

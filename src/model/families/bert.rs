@@ -1,10 +1,10 @@
 //! BERT and what shares its layout (MiniLM, the sentence encoders made from them).
 
+use super::common::{Defaults, encoder};
 use super::config::{Config, ConfigError};
-use crate::kernels::Activation;
-use crate::model::architecture::{Architecture, FeedForward, H0Kind, Head, Names, NormKind, NormPlace, Positions};
+use crate::model::architecture::{Architecture, Names, SubLayerNorms};
 
-/// The names of BERT, which RoBERTa shares but for the prefix.
+/// The names of BERT, which its relatives share but for the prefix and the head.
 pub(super) const NAMES: Names = Names {
     prefix: "bert.",
     prefixes: &["bert.", ""],
@@ -13,87 +13,38 @@ pub(super) const NAMES: Names = Names {
     token_types: "embeddings.token_type_embeddings",
     embedding_norm: "embeddings.LayerNorm",
     layers: "encoder.layer",
-    attention_norm: "attention.output.LayerNorm",
-    feed_forward_norm: "output.LayerNorm",
-    final_norm: "",
-    head: "",
+    norms: SubLayerNorms::after("attention.output.LayerNorm", "output.LayerNorm"),
+    head_bias: "cls.predictions.bias",
+    head_dense: "cls.predictions.transform.dense",
+    head_norm: "cls.predictions.transform.LayerNorm",
     linears: [
         "attention.self.query",
         "attention.self.key",
         "attention.self.value",
+        "",
         "attention.output.dense",
         "",
         "intermediate.dense",
+        "",
         "output.dense",
     ],
+    ..Names::NONE
 };
 
 pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigError> {
-    encoder(config, "bert", NAMES)
+    like_bert(config, "bert", NAMES)
 }
 
-/// A BERT-like encoder; the family corrects what it does otherwise.
-pub(super) fn encoder(config: &Config<'_>, family: &'static str, names: Names) -> Result<Architecture, ConfigError> {
-    for key in ["is_decoder", "add_cross_attention"] {
-        if config.flag(key)? == Some(true) {
-            return Err(config.invalid(key, &format!("is true; a {family} is read as an encoder only")));
-        }
-    }
-    if let Some(kind) = config.text("position_embedding_type")?
-        && kind != "absolute"
-    {
-        return Err(config.invalid("position_embedding_type", &format!("is \"{kind}\"; supported: absolute")));
-    }
-    let hidden_size = config.size("hidden_size")?;
-    let heads = config.size("num_attention_heads")?;
-    if hidden_size % heads != 0 {
-        let problem = format!("is {heads}, which does not divide hidden_size {hidden_size}");
-        return Err(config.invalid("num_attention_heads", &problem));
-    }
-    // A model that was saved without any head has no prefix; the weights have the last word.
-    let bare = config.first_text("architectures").is_some_and(|name| name.ends_with("Model"));
-    Ok(Architecture {
-        family,
-        vocab_size: config.size("vocab_size")?,
-        hidden_size,
-        intermediate_size: config.size("intermediate_size")?,
-        layers: config.layers("num_hidden_layers")?,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden_size / heads,
-        causal: false,
-        norm: NormKind::Layer,
-        norm_place: NormPlace::After,
-        norm_eps: config.positive("layer_norm_eps")?.unwrap_or(1e-12),
-        max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(512),
-        positions: Positions::Learned { first: 0, padding: None },
-        token_types: config.optional_size("type_vocab_size")?.unwrap_or(2),
-        embedding_norm: true,
-        feed_forward: FeedForward::Plain(activation(config, family)?),
-        head: Head::Absent,
-        attention_bias: true,
-        mlp_bias: true,
-        h0_kind: H0Kind::Input,
-        names: Names { prefix: if bare { "" } else { names.prefix }, ..names },
-    })
-}
-
-fn activation(config: &Config<'_>, family: &str) -> Result<Activation, ConfigError> {
-    let name = config.text("hidden_act")?.unwrap_or_else(|| "gelu".to_owned());
-    match name.as_str() {
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        "relu" => Ok(Activation::Relu),
-        other => {
-            let problem = format!("is \"{other}\"; supported for {family}: gelu, gelu_new, gelu_pytorch_tanh, relu");
-            Err(config.invalid("hidden_act", &problem))
-        }
-    }
+/// BERT with other names.
+pub(super) fn like_bert(config: &Config<'_>, family: &'static str, names: Names) -> Result<Architecture, ConfigError> {
+    let mut a = encoder(config, family, names, Defaults::BERT)?;
+    a.token_types = config.optional_size("type_vocab_size")?.unwrap_or(2);
+    Ok(a)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::kernels::Activation;
     use crate::model::Role;
     use crate::model::families::parse_config;
     use serde_json::{Value, json};
@@ -114,7 +65,7 @@ mod tests {
         let a = parse_config("config.json", &with_head).unwrap();
         assert_eq!(a.linear_path(0, Role::Query), "bert.encoder.layer.0.attention.self.query");
         assert_eq!((a.max_positions, a.norm_eps, a.has_final_norm()), (512, 1e-12, false));
-        assert_eq!(a.feed_forward, FeedForward::Plain(Activation::Gelu));
+        assert_eq!(a.activation, Activation::Gelu);
     }
 
     #[test]
@@ -122,7 +73,7 @@ mod tests {
         let cases = [
             ("num_attention_heads", json!(7)),
             ("num_hidden_layers", json!(100_000)),
-            ("hidden_act", json!("swish")),
+            ("hidden_act", json!("mish")),
             ("position_embedding_type", json!("relative_key")),
             ("is_decoder", json!(true)),
             ("layer_norm_eps", json!(0)),

@@ -43,18 +43,32 @@ const MOST_LAYERS: usize = 1024;
 pub(super) struct Config<'a> {
     file: &'a str,
     value: &'a Value,
+    /// What a family has where the file is silent.
+    defaults: Vec<(&'static str, Value)>,
 }
 
 impl<'a> Config<'a> {
     pub(super) fn new(file: &'a str, value: &'a Value) -> Result<Self, ConfigError> {
-        let config = Self { file, value };
+        let config = Self { file, value, defaults: Vec::new() };
         if value.is_object() { Ok(config) } else { Err(config.invalid("the file", "must hold a JSON object")) }
     }
 
     /// The object under `key`, if there is one.
     pub(super) fn section(&self, key: &str) -> Option<Config<'a>> {
         let value = self.value.get(key)?;
-        value.is_object().then_some(Config { file: self.file, value })
+        value.is_object().then_some(Config { file: self.file, value, defaults: Vec::new() })
+    }
+
+    /// The same with `value` for `key` where the file has none.
+    pub(super) fn with_default(&self, key: &'static str, value: impl Into<Value>) -> Self {
+        let mut defaults = self.defaults.clone();
+        defaults.push((key, value.into()));
+        Self { file: self.file, value: self.value, defaults }
+    }
+
+    /// Whether the file names `key`, be it as null.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
     }
 
     pub(super) fn invalid(&self, key: &str, problem: &str) -> ConfigError {
@@ -62,8 +76,9 @@ impl<'a> Config<'a> {
     }
 
     /// A key that is absent or null is `None`.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.value.get(key).filter(|v| !v.is_null())
+    fn get(&self, key: &str) -> Option<&Value> {
+        let default = || self.defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| value);
+        self.value.get(key).filter(|v| !v.is_null()).or_else(default)
     }
 
     pub(super) fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
@@ -87,6 +102,27 @@ impl<'a> Config<'a> {
         self.optional_size(key)?.ok_or_else(|| self.invalid(key, "is missing"))
     }
 
+    /// The first of the keys that is there, and its size; where none is, the error names the first.
+    pub(super) fn first_size(&self, keys: &[&'static str]) -> Result<(&'static str, usize), ConfigError> {
+        let first = keys.first().copied().unwrap_or_default();
+        self.first_optional_size(keys)?.ok_or_else(|| self.invalid(first, "is missing"))
+    }
+
+    /// The first of the keys that is there, and its size.
+    pub(super) fn first_optional_size(
+        &self,
+        keys: &[&'static str],
+    ) -> Result<Option<(&'static str, usize)>, ConfigError> {
+        keys.iter().find_map(|&key| Some(self.optional_size(key).transpose()?.map(|size| (key, size)))).transpose()
+    }
+
+    /// A list of strings.
+    pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| self.invalid(key, "is no list of strings"))
+    }
+
     /// A number of blocks.
     pub(super) fn layers(&self, key: &str) -> Result<usize, ConfigError> {
         match self.size(key)? {
@@ -96,7 +132,7 @@ impl<'a> Config<'a> {
     }
 
     /// The first of a list of strings.
-    pub(super) fn first_text(&self, key: &str) -> Option<&'a str> {
+    pub(super) fn first_text(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_array()?.first()?.as_str()
     }
 

@@ -1,9 +1,29 @@
 //! One short file a family: `config.json` to an [`Architecture`].
 
+mod albert;
 mod bert;
+mod bloom;
+mod common;
 mod config;
+mod distilbert;
+mod electra;
+mod falcon;
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod gptj;
 mod llama;
+mod mistral;
+mod modernbert;
+mod olmo2;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod roberta;
+mod stablelm;
+mod starcoder2;
+mod t5;
 
 pub use config::ConfigError;
 
@@ -11,8 +31,46 @@ use super::Architecture;
 use config::Config;
 use std::path::Path;
 
+type Read = fn(&Config<'_>) -> Result<Architecture, ConfigError>;
+
+/// What reads the configuration of every `model_type`.
+const FAMILIES: &[(&str, Read)] = &[
+    ("llama", llama::architecture),
+    ("mistral", mistral::architecture),
+    ("qwen2", qwen2::architecture),
+    ("qwen3", qwen3::architecture),
+    ("gemma", gemma::gemma),
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3),
+    ("gemma3", gemma::gemma3),
+    ("phi3", phi3::architecture),
+    ("olmo2", olmo2::architecture),
+    ("stablelm", stablelm::architecture),
+    ("starcoder2", starcoder2::architecture),
+    ("gptj", gptj::architecture),
+    ("bloom", bloom::architecture),
+    ("gpt2", gpt2::architecture),
+    ("gpt_neox", gpt_neox::architecture),
+    ("opt", opt::architecture),
+    ("falcon", falcon::architecture),
+    ("RefinedWeb", falcon::architecture),
+    ("RefinedWebModel", falcon::architecture),
+    ("bert", bert::architecture),
+    ("roberta", roberta::architecture),
+    ("xlm-roberta", roberta::architecture),
+    ("camembert", roberta::architecture),
+    ("distilbert", distilbert::architecture),
+    ("albert", albert::architecture),
+    ("electra", electra::architecture),
+    ("modernbert", modernbert::architecture),
+    ("t5", t5::architecture),
+    ("mt5", t5::architecture),
+];
+
 /// The `model_type`s that are supported.
-pub const SUPPORTED: &[&str] = &["llama", "bert", "roberta"];
+pub fn supported() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
 
 /// Reads a folder's `config.json`.
 ///
@@ -33,14 +91,23 @@ pub fn read_config(folder: &Path) -> Result<Architecture, ConfigError> {
 /// As [`read_config`].
 pub fn parse_config(file: &str, value: &serde_json::Value) -> Result<Architecture, ConfigError> {
     let config = Config::new(file, value)?;
-    match config.text("model_type")?.as_deref() {
-        Some("llama") => llama::architecture(&config),
-        Some("bert") => bert::architecture(&config),
-        Some("roberta") => roberta::architecture(&config),
-        Some(other) => {
-            Err(config
-                .invalid("model_type", &format!("\"{other}\" is not supported; supported: {}", SUPPORTED.join(", "))))
+    let Some(kind) = config.text("model_type")? else {
+        return Err(config.invalid("model_type", "is missing; is this a Hugging Face model folder?"));
+    };
+    match FAMILIES.iter().find(|(name, _)| *name == kind) {
+        Some((_, read)) => read(&config),
+        None => {
+            let problem = format!("\"{kind}\" is not supported; {}", nearest(&kind));
+            Err(config.invalid("model_type", &problem))
         }
-        None => Err(config.invalid("model_type", "is missing; is this a Hugging Face model folder?")),
     }
+}
+
+/// The supported families whose names are most like `wanted`, and where to find the rest.
+fn nearest(wanted: &str) -> String {
+    let mut names: Vec<(f64, &str)> =
+        supported().map(|name| (strsim::jaro_winkler(&wanted.to_lowercase(), name), name)).collect();
+    names.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let close: Vec<&str> = names.iter().take(3).map(|(_, name)| *name).collect();
+    format!("the nearest that are: {}; docs/models.md lists all {}", close.join(", "), names.len())
 }

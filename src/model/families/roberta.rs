@@ -1,13 +1,22 @@
 //! RoBERTa: BERT whose positions are counted from behind the padding token's id.
 
-use super::bert;
+use super::bert::{self, like_bert};
 use super::config::{Config, ConfigError};
+use crate::kernels::Activation;
 use crate::model::architecture::{Architecture, Names, Positions};
 
-const NAMES: Names = Names { prefix: "roberta.", prefixes: &["roberta.", ""], ..bert::NAMES };
+const NAMES: Names = Names {
+    prefix: "roberta.",
+    prefixes: &["roberta.", ""],
+    head_bias: "lm_head.bias",
+    head_dense: "lm_head.dense",
+    head_norm: "lm_head.layer_norm",
+    ..bert::NAMES
+};
 
 pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigError> {
-    let mut architecture = bert::encoder(config, "roberta", NAMES)?;
+    let mut architecture = like_bert(config, "roberta", NAMES)?;
+    architecture.head_activation = Some(Activation::Gelu);
     let padding = config.optional_id("pad_token_id")?.unwrap_or(1);
     let (first, rows) = (padding as usize + 1, architecture.max_positions);
     architecture.max_positions = rows.checked_sub(first).filter(|&n| n > 0).ok_or_else(|| {

@@ -1,0 +1,83 @@
+"""The cases of families.py: which model, which sizes, and where its parts are."""
+
+from transformers import (
+    BloomForCausalLM, GPTJForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+)  # fmt: skip
+
+from families_reference import Case
+
+QKV = ["q_proj", "k_proj", "v_proj"]
+COMMON = dict(use_cache=False, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+
+
+def rope(theta=10000.0, **more):
+    return {"rope_type": "default", "rope_theta": theta, **more}
+
+
+def old_rope(config):
+    """`rope_parameters` as it was before transformers 5: theta at the top and `rope_scaling`."""
+    table = config.pop("rope_parameters")
+    config["rope_theta"] = table.pop("rope_theta")
+    if "partial_rotary_factor" in table:
+        config["partial_rotary_factor"] = table.pop("partial_rotary_factor")
+    config["rope_scaling"] = table if table["rope_type"] != "default" else None
+
+
+def without(*names):
+    def old(config):
+        old_rope(config)
+        for name in names:
+            config.pop(name, None)
+
+    return old
+
+
+def old_qwen2(config):
+    """A window that `use_sliding_window` switches off, as hub folders have it."""
+    old_rope(config)
+    del config["layer_types"]
+    config["sliding_window"] = 5
+
+
+def llama_like(name, cls, config, **more):
+    """q, k, v, gate, up and down projections over RMSNorms, as LLaMA names them."""
+    return Case(
+        name, cls, {**COMMON, **config}, stack="model.layers", table="model.embed_tokens", final_norm="model.norm",
+        **{"targets": [*QKV, "up_proj", "down_proj"], "mixed": [*QKV, "up_proj"], **more},
+    )  # fmt: skip
+
+
+GPTJ = dict(
+    COMMON, vocab_size=61, n_positions=32, n_embd=28, n_layer=2, n_head=2, rotary_dim=6, n_inner=41,
+    tie_word_embeddings=False,
+)  # fmt: skip
+BLOOM = dict(COMMON, vocab_size=67, hidden_size=24, n_layer=2)
+QWEN2 = dict(
+    vocab_size=71, hidden_size=30, num_attention_heads=5, num_key_value_heads=1, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, tie_word_embeddings=True, rope_parameters=rope(1000.0),
+    use_sliding_window=False, sliding_window=64, max_window_layers=2,
+)  # fmt: skip
+QWEN3 = dict(
+    vocab_size=59, hidden_size=30, num_attention_heads=4, num_key_value_heads=2, head_dim=10, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, tie_word_embeddings=False, rope_parameters=rope(1000.0),
+)  # fmt: skip
+
+
+def bloom(name, heads):
+    return Case(
+        name, BloomForCausalLM, dict(BLOOM, n_head=heads), stack="transformer.h", table="transformer.word_embeddings",
+        final_norm="transformer.ln_f", targets=["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+        mixed=["query_key_value", "dense_h_to_4h"],
+    )  # fmt: skip
+
+
+CASES = [
+    Case(
+        "gptj", GPTJForCausalLM, GPTJ, stack="transformer.h", table="transformer.wte", final_norm="transformer.ln_f",
+        targets=[*QKV, "fc_in", "fc_out"], mixed=[*QKV, "fc_in"],
+    ),
+    bloom("bloom", 4),
+    bloom("bloom_odd", 6),
+    llama_like("qwen2", Qwen2ForCausalLM, QWEN2, old=old_qwen2),
+    llama_like("qwen3", Qwen3ForCausalLM, QWEN3),
+]  # fmt: skip

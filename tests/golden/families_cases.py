@@ -1,7 +1,8 @@
 """The cases of families.py: which model, which sizes, and where its parts are."""
 
 from transformers import (
-    BloomForCausalLM, GPTJForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+    BloomForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPTJForCausalLM, MistralForCausalLM,
+    Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
 )  # fmt: skip
 
 from families_reference import Case
@@ -23,20 +24,31 @@ def old_rope(config):
     config["rope_scaling"] = table if table["rope_type"] != "default" else None
 
 
-def without(*names):
-    def old(config):
-        old_rope(config)
-        for name in names:
-            config.pop(name, None)
-
-    return old
-
-
 def old_qwen2(config):
     """A window that `use_sliding_window` switches off, as hub folders have it."""
     old_rope(config)
     del config["layer_types"]
     config["sliding_window"] = 5
+
+
+def old_gemma(config):
+    """`hidden_act` "gelu" in a Gemma means the tanh form."""
+    old_rope(config)
+    config |= {"hidden_act": "gelu", "hidden_activation": None}
+
+
+def old_gemma2(config):
+    old_rope(config)
+    del config["layer_types"]
+
+
+def old_gemma3(config):
+    kinds = config.pop("rope_parameters")
+    config["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]
+    config["rope_theta"] = kinds["full_attention"].pop("rope_theta")
+    config["rope_scaling"] = kinds["full_attention"]
+    del config["layer_types"]
+    config["sliding_window_pattern"] = 2
 
 
 def llama_like(name, cls, config, **more):
@@ -61,6 +73,34 @@ QWEN3 = dict(
     vocab_size=59, hidden_size=30, num_attention_heads=4, num_key_value_heads=2, head_dim=10, num_hidden_layers=2,
     intermediate_size=41, max_position_embeddings=64, tie_word_embeddings=False, rope_parameters=rope(1000.0),
 )  # fmt: skip
+MISTRAL = dict(
+    vocab_size=73, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, sliding_window=5, rope_parameters=rope(1000.0),
+)  # fmt: skip
+GEMMA = dict(
+    vocab_size=67, hidden_size=28, num_attention_heads=4, num_key_value_heads=1, head_dim=8, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, rope_parameters=rope(1000.0), tie_word_embeddings=True,
+)  # fmt: skip
+GEMMA2 = dict(
+    GEMMA, num_key_value_heads=2, num_hidden_layers=3, sliding_window=5, attn_logit_softcapping=1.5,
+    final_logit_softcapping=2.0, query_pre_attn_scalar=11,
+)  # fmt: skip
+GEMMA3 = dict(
+    GEMMA, num_key_value_heads=2, num_hidden_layers=3, sliding_window=5, query_pre_attn_scalar=11,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    rope_parameters={"sliding_attention": rope(50.0),
+                     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}},
+)  # fmt: skip
+PHI3 = dict(
+    vocab_size=61, hidden_size=36, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, original_max_position_embeddings=64, sliding_window=None,
+    rope_parameters=rope(1000.0), tie_word_embeddings=False,
+)  # fmt: skip
+PHI3_PARTIAL = dict(
+    PHI3, vocab_size=59, hidden_size=32, num_attention_heads=4,
+    rope_parameters=rope(1000.0, partial_rotary_factor=0.5), tie_word_embeddings=True,
+)  # fmt: skip
+PHI3_PLACES = dict(targets=["qkv_proj", "gate_up_proj", "down_proj"], mixed=["qkv_proj", "gate_up_proj"])
 
 
 def bloom(name, heads):
@@ -80,4 +120,10 @@ CASES = [
     bloom("bloom_odd", 6),
     llama_like("qwen2", Qwen2ForCausalLM, QWEN2, old=old_qwen2),
     llama_like("qwen3", Qwen3ForCausalLM, QWEN3),
+    llama_like("mistral", MistralForCausalLM, MISTRAL, old=old_rope),
+    llama_like("gemma", GemmaForCausalLM, GEMMA, zero_norm=True, old=old_gemma),
+    llama_like("gemma2", Gemma2ForCausalLM, GEMMA2, zero_norm=True, old=old_gemma2),
+    llama_like("gemma3_text", Gemma3ForCausalLM, GEMMA3, zero_norm=True, old=old_gemma3),
+    llama_like("phi3", Phi3ForCausalLM, PHI3, **PHI3_PLACES),
+    llama_like("phi3_partial", Phi3ForCausalLM, PHI3_PARTIAL, old=old_rope, **PHI3_PLACES),
 ]  # fmt: skip

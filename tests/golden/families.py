@@ -30,9 +30,9 @@ def make_texts(case, config, seed):
         return make_images(config, noise)
     texts = []
     for s, ids in enumerate(random_ids(config.vocab_size, LENGTHS, seed)):
-        if case.loss == "class":
-            # A padding token ends the text where a class is read from its last token.
-            ids = ids.clamp(min=1) if config.pad_token_id == 0 else ids
+        if config.pad_token_id is not None:
+            # Padding within a text would shift RoBERTa's positions and end a classified text.
+            ids[ids == config.pad_token_id] = config.pad_token_id + 2
         text = {"inputs": {"input_ids": ids}, "stored": {f"ids_{s}": ids}}
         if case.loss == "masked_token":
             mask_id = config.vocab_size - 1

@@ -1,8 +1,9 @@
 """The cases of families.py: which model, which sizes, and where its parts are."""
 
 from transformers import (
-    BloomForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPTJForCausalLM, MistralForCausalLM,
-    Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+    BloomForCausalLM, FalconForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPT2LMHeadModel,
+    GPTJForCausalLM, GPTNeoXForCausalLM, MistralForCausalLM, OPTForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
 )  # fmt: skip
 
 from families_reference import Case
@@ -49,6 +50,17 @@ def old_gemma3(config):
     config["rope_scaling"] = kinds["full_attention"]
     del config["layer_types"]
     config["sliding_window_pattern"] = 2
+
+
+def old_gpt_neox(config):
+    table = config.pop("rope_parameters")
+    config |= {"rotary_emb_base": table["rope_theta"], "rotary_pct": table["partial_rotary_factor"]}
+
+
+def old_falcon(config):
+    """Falcon-40B's folder says nothing of its two norms."""
+    old_rope(config)
+    del config["num_ln_in_parallel_attn"]
 
 
 def llama_like(name, cls, config, **more):
@@ -101,13 +113,63 @@ PHI3_PARTIAL = dict(
     rope_parameters=rope(1000.0, partial_rotary_factor=0.5), tie_word_embeddings=True,
 )  # fmt: skip
 PHI3_PLACES = dict(targets=["qkv_proj", "gate_up_proj", "down_proj"], mixed=["qkv_proj", "gate_up_proj"])
+FUSED = dict(
+    targets=["query_key_value", "dense_h_to_4h", "dense_4h_to_h"], mixed=["query_key_value", "dense_h_to_4h"]
+)  # fmt: skip
+GPT2 = dict(
+    COMMON, vocab_size=61, n_positions=32, n_embd=30, n_layer=2, n_head=5, n_inner=41, resid_pdrop=0.0,
+    embd_pdrop=0.0, attn_pdrop=0.0,
+)  # fmt: skip
+GPT_NEOX = dict(
+    COMMON, vocab_size=67, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=41,
+    max_position_embeddings=64, rope_parameters=rope(1000.0, partial_rotary_factor=0.5),
+)  # fmt: skip
+GPT_NEOX_SEQUENTIAL = dict(
+    GPT_NEOX, hidden_size=32, num_attention_heads=2, use_parallel_residual=False,
+    rope_parameters=rope(500.0, partial_rotary_factor=0.25),
+)  # fmt: skip
+OPT = dict(
+    COMMON, vocab_size=61, hidden_size=30, num_hidden_layers=2, num_attention_heads=5, ffn_dim=41, pad_token_id=1,
+    max_position_embeddings=32, dropout=0.0, word_embed_proj_dim=30,
+)  # fmt: skip
+OPT_350M = dict(OPT, word_embed_proj_dim=14, do_layer_norm_before=False)
+FALCON = dict(
+    COMMON, vocab_size=67, hidden_size=30, num_hidden_layers=2, num_attention_heads=5, ffn_hidden_size=41,
+    max_position_embeddings=64, rope_parameters=rope(1000.0),
+)  # fmt: skip
+FALCON_NEW = dict(hidden_size=32, num_attention_heads=4, num_kv_heads=2, new_decoder_architecture=True)
+FALCON_ALIBI = dict(
+    alibi=True, bias=True, parallel_attn=False, multi_query=False, hidden_size=36, num_attention_heads=6
+)  # fmt: skip
+# Twelve heads have slopes that are no powers of two, which transformers rounds to bfloat16 in Falcon.
+FALCON_ALIBI_BF16 = dict(FALCON_ALIBI, hidden_size=24, num_attention_heads=12)
 
 
 def bloom(name, heads):
     return Case(
         name, BloomForCausalLM, dict(BLOOM, n_head=heads), stack="transformer.h", table="transformer.word_embeddings",
-        final_norm="transformer.ln_f", targets=["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
-        mixed=["query_key_value", "dense_h_to_4h"],
+        final_norm="transformer.ln_f", **FUSED,
+    )  # fmt: skip
+
+
+def gpt_neox(name, config, **more):
+    return Case(
+        name, GPTNeoXForCausalLM, config, stack="gpt_neox.layers", table="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm", **FUSED, **more,
+    )  # fmt: skip
+
+
+def opt(name, config, **more):
+    return Case(
+        name, OPTForCausalLM, config, stack="model.decoder.layers", table="model.decoder.embed_tokens",
+        targets=[*QKV, "fc1", "fc2"], mixed=[*QKV, "fc1"], h0="input", **more,
+    )  # fmt: skip
+
+
+def falcon(name, config, **more):
+    return Case(
+        name, FalconForCausalLM, {**FALCON, **config}, stack="transformer.h", table="transformer.word_embeddings",
+        final_norm="transformer.ln_f", **FUSED, **more,
     )  # fmt: skip
 
 
@@ -126,4 +188,16 @@ CASES = [
     llama_like("gemma3_text", Gemma3ForCausalLM, GEMMA3, zero_norm=True, old=old_gemma3),
     llama_like("phi3", Phi3ForCausalLM, PHI3, **PHI3_PLACES),
     llama_like("phi3_partial", Phi3ForCausalLM, PHI3_PARTIAL, old=old_rope, **PHI3_PLACES),
+    Case(
+        "gpt2", GPT2LMHeadModel, GPT2, stack="transformer.h", table="transformer.wte", final_norm="transformer.ln_f",
+        targets=["c_attn", "c_fc", "mlp.c_proj"], mixed=["c_attn", "c_fc"], h0="input",
+    ),
+    gpt_neox("gpt_neox", GPT_NEOX, old=old_gpt_neox),
+    gpt_neox("gpt_neox_sequential", GPT_NEOX_SEQUENTIAL),
+    opt("opt", OPT, final_norm="model.decoder.final_layer_norm"),
+    opt("opt_350m", OPT_350M),
+    falcon("falcon", {}, old=old_rope),
+    falcon("falcon_new", FALCON_NEW, old=old_falcon),
+    falcon("falcon_alibi", FALCON_ALIBI),
+    falcon("falcon_alibi_bf16", FALCON_ALIBI_BF16),
 ]  # fmt: skip

@@ -216,7 +216,7 @@ def attach(case, watched, values, share=LAMBDA):
         def hook(_module, args, out):
             x = args[0]
             if mixed and (x.shape == watched.h0.shape or not case.relative):
-                x = (1 - share) * x + share * watched.h0
+                x = (1 - share) * x + share * watched.h0.reshape(x.shape)
             return out + SCALE * (x @ a.T @ b.T)
 
         return hook

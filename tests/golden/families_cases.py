@@ -1,9 +1,10 @@
 """The cases of families.py: which model, which sizes, and where its parts are."""
 
 from transformers import (
-    BloomForCausalLM, FalconForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPT2LMHeadModel,
-    GPTJForCausalLM, GPTNeoXForCausalLM, MistralForCausalLM, OPTForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
+    AlbertForMaskedLM, BertForMaskedLM, BloomForCausalLM, DebertaV2ForMaskedLM, DistilBertForMaskedLM,
+    ElectraForMaskedLM, FalconForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPT2LMHeadModel,
+    GPTJForCausalLM, GPTNeoXForCausalLM, MistralForCausalLM, ModernBertForMaskedLM, OPTForCausalLM, Phi3ForCausalLM,
+    Qwen2ForCausalLM, Qwen3ForCausalLM, RobertaForMaskedLM,
 )  # fmt: skip
 
 from families_reference import Case
@@ -61,6 +62,14 @@ def old_falcon(config):
     """Falcon-40B's folder says nothing of its two norms."""
     old_rope(config)
     del config["num_ln_in_parallel_attn"]
+
+
+def old_modernbert(config):
+    kinds = config.pop("rope_parameters")
+    config["local_rope_theta"] = kinds["sliding_attention"]["rope_theta"]
+    config["global_rope_theta"] = kinds["full_attention"]["rope_theta"]
+    del config["layer_types"]
+    config["global_attn_every_n_layers"] = 3
 
 
 def llama_like(name, cls, config, **more):
@@ -143,6 +152,29 @@ FALCON_ALIBI = dict(
 )  # fmt: skip
 # Twelve heads have slopes that are no powers of two, which transformers rounds to bfloat16 in Falcon.
 FALCON_ALIBI_BF16 = dict(FALCON_ALIBI, hidden_size=24, num_attention_heads=12)
+ENCODER = dict(
+    vocab_size=67, hidden_size=30, num_attention_heads=5, num_hidden_layers=2, intermediate_size=41,
+    max_position_embeddings=24, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+DISTILBERT = dict(
+    vocab_size=67, max_position_embeddings=24, n_layers=2, n_heads=5, dim=30, hidden_dim=41, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+ALBERT = dict(ENCODER, embedding_size=14, num_hidden_layers=3, hidden_act="gelu_new")
+ELECTRA = dict(ENCODER, embedding_size=14, hidden_act="gelu")
+ROBERTA = dict(ENCODER, hidden_size=28, num_attention_heads=4, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)
+MODERNBERT = dict(
+    vocab_size=67, hidden_size=24, num_attention_heads=3, num_hidden_layers=4, intermediate_size=31, norm_eps=1e-5,
+    max_position_embeddings=64, local_attention=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+    sep_token_id=2,
+    rope_parameters={"sliding_attention": rope(50.0), "full_attention": rope(1000.0)},
+)  # fmt: skip
+# Distances to 4 have buckets of their own, those to 18 share three by their logarithm.
+DEBERTA = dict(
+    ENCODER, type_vocab_size=0, relative_attention=True, position_buckets=8, max_relative_positions=-1,
+    norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
+    layer_norm_eps=1e-7,
+)  # fmt: skip
 
 
 def bloom(name, heads):
@@ -173,6 +205,14 @@ def falcon(name, config, **more):
     )  # fmt: skip
 
 
+def bert_like(name, cls, config, root, **more):
+    """Blocks of post-norms as BERT names them; `output.dense` is the attention's output and the last linear."""
+    first = ["query", "key", "value", "intermediate.dense"]
+    default = dict(stack=f"{root}.encoder.layer", targets=[*first, "output.dense"], mixed=first)
+    default |= dict(table=f"{root}.embeddings.word_embeddings", h0="input", loss="masked_token")
+    return Case(name, cls, config, **{**default, **more})
+
+
 CASES = [
     Case(
         "gptj", GPTJForCausalLM, GPTJ, stack="transformer.h", table="transformer.wte", final_norm="transformer.ln_f",
@@ -200,4 +240,25 @@ CASES = [
     falcon("falcon_new", FALCON_NEW, old=old_falcon),
     falcon("falcon_alibi", FALCON_ALIBI),
     falcon("falcon_alibi_bf16", FALCON_ALIBI_BF16),
+    bert_like(
+        "distilbert", DistilBertForMaskedLM, DISTILBERT, "distilbert", stack="distilbert.transformer.layer",
+        targets=["q_lin", "k_lin", "v_lin", "lin1", "lin2"], mixed=["q_lin", "k_lin", "v_lin", "lin1"],
+    ),
+    bert_like(
+        "albert", AlbertForMaskedLM, ALBERT, "albert", stack="albert.encoder.albert_layer_groups.0.albert_layers.0",
+        targets=["query", "key", "value", "ffn", "ffn_output"], mixed=["query", "key", "value", "ffn"],
+    ),
+    bert_like("electra", ElectraForMaskedLM, ELECTRA, "electra"),
+    bert_like("bert_mlm", BertForMaskedLM, ENCODER, "bert"),
+    bert_like("roberta_mlm", RobertaForMaskedLM, ROBERTA, "roberta", position_offset=2),
+    bert_like(
+        "modernbert", ModernBertForMaskedLM, MODERNBERT, "model", stack="model.layers", final_norm="model.final_norm",
+        table="model.embeddings.tok_embeddings", targets=["Wqkv", "Wi", "mlp.Wo"], mixed=["Wqkv", "Wi"],
+        old=old_modernbert,
+    ),
+    bert_like(
+        "deberta_v2", DebertaV2ForMaskedLM, DEBERTA, "deberta", relative=True,
+        targets=["query_proj", "key_proj", "value_proj", "intermediate.dense", "output.dense"],
+        mixed=["query_proj", "key_proj", "value_proj", "intermediate.dense"],
+    ),
 ]  # fmt: skip

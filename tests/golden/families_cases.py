@@ -1,10 +1,12 @@
 """The cases of families.py: which model, which sizes, and where its parts are."""
 
 from transformers import (
-    AlbertForMaskedLM, BertForMaskedLM, BloomForCausalLM, DebertaV2ForMaskedLM, DistilBertForMaskedLM,
-    ElectraForMaskedLM, FalconForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, GPT2LMHeadModel,
-    GPTJForCausalLM, GPTNeoXForCausalLM, MistralForCausalLM, ModernBertForMaskedLM, OPTForCausalLM, Phi3ForCausalLM,
-    Qwen2ForCausalLM, Qwen3ForCausalLM, RobertaForMaskedLM,
+    AlbertForMaskedLM, BertForMaskedLM, BertForSequenceClassification, BloomForCausalLM, DebertaV2ForMaskedLM,
+    DistilBertForMaskedLM, ElectraForMaskedLM, FalconForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM,
+    GemmaForCausalLM, GPT2LMHeadModel, GPTJForCausalLM, GPTNeoXForCausalLM, LlamaForSequenceClassification,
+    MistralForCausalLM, ModernBertForMaskedLM, Olmo2ForCausalLM, OPTForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM,
+    Qwen3ForCausalLM, RobertaForMaskedLM, StableLmForCausalLM, Starcoder2ForCausalLM, T5EncoderModel,
+    ViTForImageClassification,
 )  # fmt: skip
 
 from families_reference import Case
@@ -175,6 +177,29 @@ DEBERTA = dict(
     norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
     layer_norm_eps=1e-7,
 )  # fmt: skip
+OLMO2 = dict(QWEN3, num_attention_heads=3, num_key_value_heads=1)
+del OLMO2["head_dim"]
+STABLELM = dict(
+    vocab_size=61, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, use_qkv_bias=True,
+    rope_parameters=rope(1000.0, partial_rotary_factor=0.5),
+)  # fmt: skip
+STARCODER2 = dict(
+    vocab_size=61, hidden_size=30, num_attention_heads=5, num_key_value_heads=1, num_hidden_layers=2,
+    intermediate_size=41, max_position_embeddings=64, sliding_window=None, rope_parameters=rope(1000.0),
+)  # fmt: skip
+# Two distances a side have buckets of their own, the others to 13 share two by their logarithm.
+T5 = dict(
+    vocab_size=61, d_model=26, d_kv=8, d_ff=41, num_layers=2, num_heads=4, relative_attention_num_buckets=8,
+    relative_attention_max_distance=14, dropout_rate=0.0,
+)  # fmt: skip
+VIT = dict(
+    hidden_size=30, num_attention_heads=5, num_hidden_layers=2, intermediate_size=41, image_size=12, patch_size=4,
+    num_channels=3, num_labels=3,
+)  # fmt: skip
+LLAMA = dict(QWEN2, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, num_labels=3)
+for name in ("use_sliding_window", "sliding_window", "max_window_layers"):
+    del LLAMA[name]
 
 
 def bloom(name, heads):
@@ -211,6 +236,14 @@ def bert_like(name, cls, config, root, **more):
     default = dict(stack=f"{root}.encoder.layer", targets=[*first, "output.dense"], mixed=first)
     default |= dict(table=f"{root}.embeddings.word_embeddings", h0="input", loss="masked_token")
     return Case(name, cls, config, **{**default, **more})
+
+
+def t5(name, activation, first):
+    return Case(
+        name, T5EncoderModel, dict(T5, feed_forward_proj=activation), stack="encoder.block", table="shared",
+        final_norm="encoder.final_layer_norm", targets=["q", "k", "v", first, "wo"], mixed=["q", "k", "v", first],
+        h0="input", loss="half_mean_square",
+    )  # fmt: skip
 
 
 CASES = [
@@ -261,4 +294,20 @@ CASES = [
         targets=["query_proj", "key_proj", "value_proj", "intermediate.dense", "output.dense"],
         mixed=["query_proj", "key_proj", "value_proj", "intermediate.dense"],
     ),
+    llama_like("olmo2", Olmo2ForCausalLM, OLMO2),
+    llama_like("stablelm", StableLmForCausalLM, STABLELM, old=old_rope),
+    llama_like(
+        "starcoder2", Starcoder2ForCausalLM, STARCODER2, targets=[*QKV, "c_fc", "c_proj"], mixed=[*QKV, "c_fc"]
+    ),
+    t5("t5_encoder", "relu", "wi"),
+    t5("t5_gated", "gated-gelu", "wi_1"),
+    Case(
+        "vit", ViTForImageClassification, VIT, stack="vit.layers", table="vit.embeddings", final_norm="vit.layernorm",
+        targets=[*QKV, "fc1", "fc2"], mixed=[*QKV, "fc1"], h0="input", loss="class",
+    ),
+    bert_like(
+        "bert_classification", BertForSequenceClassification, dict(ENCODER, num_labels=3), "bert", loss="class",
+        left=False,  # the class is read at the first position
+    ),
+    llama_like("llama_classification", LlamaForSequenceClassification, LLAMA, loss="class"),
 ]  # fmt: skip

@@ -56,8 +56,8 @@ def make_images(config, noise):
     texts = []
     for s in range(3):
         pixels, label = torch.randn(shape, generator=noise), torch.tensor((2 * s + 1) % config.num_labels)
-        stored = {f"pixels_{s}": pixels, f"classes_{s}": label[None]}
-        texts.append({"inputs": {"pixel_values": pixels}, "labels": label, "stored": stored})
+        texts.append({"inputs": {"pixel_values": pixels}, "labels": label, "stored": {f"pixels_{s}": pixels}})
+    texts[0]["stored"]["labels"] = torch.stack([text["labels"] for text in texts])
     return texts
 
 
@@ -97,6 +97,7 @@ def write_case(root, case):
             ref.check_padding(case, watched, texts, states)
     worst = check_plain(case, folder, texts, states, base)
 
+    renamed = ref.renamed(case, folder, watched.model)
     values = ref.lora_values(case, watched.model, seed + 2)
     check_peft(case, folder, values, texts)
     with ref.exact():
@@ -115,9 +116,13 @@ def write_case(root, case):
     save_file({name: value.detach().contiguous() for name, value in stored.items()}, folder / "golden.safetensors")
     lora = {"r": ref.RANK, "alpha": ref.ALPHA, "scale": ref.SCALE, "lambda": ref.LAMBDA, "policy": "all"}
     lora |= {"targets": case.targets, "mixed": case.mixed, "h0": case.h0}
+    if case.relative:
+        lora["mixed_in_relative_positions"] = False
     about = {"model_type": model.config.model_type, "class": case.cls.__name__, "transformers": transformers.__version__}
     about |= {"lengths": [len(state["embedding"]) for state in states], "sequences": len(texts)}
     about |= {"loss_kind": case.loss, "loss": [base, tuned.item()], "lora": lora}
+    if renamed:
+        about["names_in_file"] = renamed
     if case.loss == "masked_token":
         about["mask_id"] = model.config.vocab_size - 1
     write_json(folder / "golden.json", about)

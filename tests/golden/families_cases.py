@@ -74,6 +74,10 @@ def old_modernbert(config):
     config["global_attn_every_n_layers"] = 3
 
 
+def old_deberta(config):
+    config["pos_att_type"] = "|".join(config["pos_att_type"])
+
+
 def llama_like(name, cls, config, **more):
     """q, k, v, gate, up and down projections over RMSNorms, as LLaMA names them."""
     return Case(
@@ -290,7 +294,7 @@ CASES = [
         old=old_modernbert,
     ),
     bert_like(
-        "deberta_v2", DebertaV2ForMaskedLM, DEBERTA, "deberta", relative=True,
+        "deberta_v2", DebertaV2ForMaskedLM, DEBERTA, "deberta", relative=True, old=old_deberta,
         targets=["query_proj", "key_proj", "value_proj", "intermediate.dense", "output.dense"],
         mixed=["query_proj", "key_proj", "value_proj", "intermediate.dense"],
     ),

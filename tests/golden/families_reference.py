@@ -77,6 +77,7 @@ def load_exact(case, folder):
     """The model of a folder with the stored weights widened. Loaded outside `exact()`, run within it."""
     plain = load_plain(case, folder)
     plain.config._attn_implementation = "eager"
+    plain.config.dtype = torch.float64
     with exact():
         model = case.cls(plain.config)
         model.load_state_dict(plain.state_dict())
@@ -269,9 +270,16 @@ def check_padding(case, watched, texts, states):
                 assert relative_error(other, value) < 1e-10, (case.name, side, s, name, relative_error(other, value))
 
 
+def renamed(case, folder, model):
+    """Targets whose weight has another path in the file than in the model: {path in the model: path in the file}."""
+    file = load_file(folder / "model.safetensors")
+    paths = {}
+    for path, module, _ in targets(case, model):
+        same = [key for key, value in file.items() if torch.equal(value.double(), module.weight)]
+        assert len(same) == 1, (path, same)
+        paths[path] = same[0].removesuffix(".weight")
+    return {path: key for path, key in paths.items() if path != key}
+
+
 def relative_error(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
-
-
-def read_back(folder):
-    return load_file(folder / "golden.safetensors")

@@ -118,7 +118,8 @@ def write_case(root, case):
     lora |= {"targets": case.targets, "mixed": case.mixed, "h0": case.h0}
     if case.relative:
         lora["mixed_in_relative_positions"] = False
-    about = {"model_type": model.config.model_type, "class": case.cls.__name__, "transformers": transformers.__version__}
+    about = {"model_type": model.config.model_type, "class": case.cls.__name__}
+    about["transformers"] = transformers.__version__
     about |= {"lengths": [len(state["embedding"]) for state in states], "sequences": len(texts)}
     about |= {"loss_kind": case.loss, "loss": [base, tuned.item()], "lora": lora}
     if renamed:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from measures import write_measures
 from bert import write_bert, write_minilm
+from families import write_families
 from peft_lora import write_adapter
 from sibo_cases import write_cases
 from sites import write_sites
@@ -44,6 +45,7 @@ def main():
     write_bert(HERE / "bert")
     write_minilm(HERE / "minilm.json")
     write_golden_states(HERE / "states")
+    write_families(HERE / "families")
 
 
 if __name__ == "__main__":

@@ -47,12 +47,14 @@ impl AttentionShape {
     }
 }
 
-/// What is added to the scores of each head by the distance between key and query (ALiBi, T5); it gets no gradient.
+/// What is added to the scores of each head by the place of key and query (ALiBi, T5); it gets no gradient.
 #[derive(Clone, Debug)]
 pub struct RelativeBias {
-    /// `[heads, 2 · span - 1]`; a key at `j` and a query at `i` read column `j - i + span - 1`.
+    /// `[heads, 2 · span - 1]`; a key at `j` and a query at `i` read column `j - i + span - 1`. By key alone
+    /// `[heads, span]`, and they read column `j`.
     table: Tensor,
     span: usize,
+    by_key: bool,
 }
 
 impl RelativeBias {
@@ -62,9 +64,20 @@ impl RelativeBias {
     /// If the table is no matrix with an odd number of columns.
     pub fn new(table: Tensor) -> Result<Self> {
         match matrix_dims(NAME, "bias", &table)? {
-            (_, columns) if columns % 2 == 1 => Ok(Self { table: table.detach().contiguous()?, span: columns / 2 + 1 }),
+            (_, columns) if columns % 2 == 1 => {
+                Ok(Self { table: table.detach().contiguous()?, span: columns / 2 + 1, by_key: false })
+            }
             (_, columns) => bail!("attention: a bias of {columns} distances has no middle"),
         }
+    }
+
+    /// Of a table `[heads, span]` that the key's place alone decides, for sequences of at most `span` tokens.
+    ///
+    /// # Errors
+    /// If the table is no matrix.
+    pub fn by_key(table: Tensor) -> Result<Self> {
+        let (_, span) = matrix_dims(NAME, "bias", &table)?;
+        Ok(Self { table: table.detach().contiguous()?, span, by_key: true })
     }
 
     /// The longest sequence that it serves.
@@ -75,7 +88,7 @@ impl RelativeBias {
 
     /// The bias of every pair of `length` tokens, `[heads, length, length]`.
     pub(crate) fn pairs(&self, length: usize) -> Result<Tensor> {
-        let column = |i: usize, j: usize| (j + self.span - 1 - i) as u32;
+        let column = |i: usize, j: usize| if self.by_key { j as u32 } else { (j + self.span - 1 - i) as u32 };
         let columns: Vec<u32> = (0..length).flat_map(|i| (0..length).map(move |j| column(i, j))).collect();
         let columns = Tensor::new(columns, self.table.device())?;
         self.table.index_select(&columns, 1)?.reshape(((), length, length))
@@ -180,7 +193,7 @@ impl Attention {
     fn with_bias<T: Element, R>(&self, run: impl FnOnce(Option<Bias<'_, T>>) -> Result<R>) -> Result<R> {
         let Some(bias) = &self.bias else { return run(None) };
         let locked = Locked::new(&bias.table);
-        run(Some(Bias { table: locked.values()?, span: bias.span }))
+        run(Some(Bias { table: locked.values()?, span: bias.span, by_key: bias.by_key }))
     }
 
     fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
@@ -370,6 +383,12 @@ mod tests {
             check::close(&attention(q, k, v, shape, None, &offsets).unwrap(), &want, 1e-12);
             let want = biased(&qkv, shape, &offsets, |head, i, j| rows[head][j + 84 - i]);
             check::close(&attention(q, k, v, shape, Some(&bias(q)), &offsets).unwrap(), &want, 1e-12);
+            let by_key = RelativeBias::by_key(table.narrow(1, 0, 85).unwrap()).unwrap();
+            let start = |i: usize| *offsets.iter().rev().find(|&&offset| offset <= i).unwrap();
+            let want = biased(&qkv, shape, &offsets, |head, i, j| rows[head][j - start(i)]);
+            check::close(&attention(q, k, v, shape, Some(&by_key), &offsets).unwrap(), &want, 1e-12);
+            let pairs = by_key.pairs(3).unwrap().to_vec3::<f64>().unwrap();
+            assert!(pairs.iter().zip(&rows).all(|(pairs, row)| pairs.iter().all(|pair| *pair == row[..3])));
             let any = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], shape, Some(&bias(&t[0])), &offsets);
             check::gradients(&[q, k, v], any);
             check::f32_agrees(&[q, k, v], 2e-5, any);

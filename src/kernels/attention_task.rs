@@ -86,11 +86,15 @@ pub(super) struct Task {
 pub(super) struct Bias<'a, T> {
     pub(super) table: &'a [T],
     pub(super) span: usize,
+    pub(super) by_key: bool,
 }
 
 impl<'a, T> Bias<'a, T> {
     /// What is added to the scores of the query at `position` with the keys from `key` on.
     fn row(&self, head: usize, position: usize, key: usize) -> &'a [T] {
+        if self.by_key {
+            return parallel::from(parallel::row(self.table, head, self.span), key);
+        }
         let row = parallel::row(self.table, head, 2 * self.span - 1);
         parallel::from(row, (key + self.span - 1).saturating_sub(position))
     }

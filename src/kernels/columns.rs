@@ -106,6 +106,6 @@ mod tests {
             check::threads_agree(&[&check::normal(&[300, width], 2)], |t| columns(&t[0], &ranges));
         }
         let error = columns(&check::normal(&[2, 4], 1), &[(2, 3)].into()).unwrap_err().to_string();
-        assert_eq!(error, "columns: 3 columns from 2 on are not among the 4 of x");
+        assert!(error.starts_with("columns: 3 columns from 2 on are not among the 4 of x"), "{error}");
     }
 }

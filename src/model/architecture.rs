@@ -318,6 +318,8 @@ pub enum Positions {
     Alibi {
         /// What the slopes are multiplied by.
         factor: f64,
+        /// Whether slopes and products are rounded to bfloat16 first, as transformers does for Falcon.
+        rounded: bool,
     },
     /// Each head adds a learned number by the bucket of the distance (T5, Raffel et al., 2020).
     Buckets {

@@ -2,6 +2,7 @@
 
 use crate::kernels::RelativeBias;
 use candle_core::{DType, Device, Result, Tensor};
+use half::bf16;
 use std::sync::{Mutex, PoisonError};
 
 /// The biases of every head by distance, grown to the longest sequence seen.
@@ -17,6 +18,9 @@ pub(super) struct DistanceBias {
 enum Form {
     /// A head's slope times the distance.
     Alibi { slopes: Vec<f64> },
+    /// A head's slope times the key's place, both and their product in bfloat16, times a factor (Falcon in
+    /// transformers, whatever the model's type).
+    RoundedAlibi { slopes: Vec<f64>, factor: f64 },
     /// `[buckets][heads]`.
     Buckets { values: Vec<Vec<f64>>, max_distance: usize },
 }
@@ -26,6 +30,12 @@ impl DistanceBias {
     pub(super) fn alibi(heads: usize, factor: f64, dtype: DType, device: &Device) -> Self {
         let slopes = slopes(heads).into_iter().map(|slope| slope * factor).collect();
         Self { form: Form::Alibi { slopes }, dtype, device: device.clone(), made: Mutex::new(None) }
+    }
+
+    /// ALiBi as Falcon has it.
+    pub(super) fn rounded_alibi(heads: usize, factor: f64, dtype: DType, device: &Device) -> Self {
+        let form = Form::RoundedAlibi { slopes: slopes(heads), factor };
+        Self { form, dtype, device: device.clone(), made: Mutex::new(None) }
     }
 
     /// T5's, both ways, from its table `[buckets, heads]`.
@@ -47,6 +57,11 @@ impl DistanceBias {
                 // transformers adds slope · position of the key; a softmax sees no difference.
                 slopes.iter().flat_map(|slope| distances().map(move |distance| slope * distance as f64)).collect()
             }
+            Form::RoundedAlibi { slopes, factor } => {
+                let rounded = |x: f64| bf16::from_f32(x as f32).to_f64();
+                let at = |slope: f64, key: usize| rounded(rounded(slope) * rounded(key as f64)) * factor;
+                slopes.iter().flat_map(|&slope| (0..span).map(move |key| at(slope, key))).collect()
+            }
             Form::Buckets { values, max_distance } => {
                 let heads = values.first().map_or(0, Vec::len);
                 let bucket = |distance| bucket(distance, values.len(), *max_distance);
@@ -55,9 +70,12 @@ impl DistanceBias {
                 (0..heads).flat_map(of_head).collect()
             }
         };
-        let heads = values.len() / (2 * span - 1);
-        let table = Tensor::from_vec(values, (heads, 2 * span - 1), &Device::Cpu)?;
-        let bias = RelativeBias::new(table.to_dtype(self.dtype)?.to_device(&self.device)?)?;
+        let by_key = matches!(self.form, Form::RoundedAlibi { .. });
+        let columns = if by_key { span } else { 2 * span - 1 };
+        let heads = values.len() / columns;
+        let table = Tensor::from_vec(values, (heads, columns), &Device::Cpu)?;
+        let table = table.to_dtype(self.dtype)?.to_device(&self.device)?;
+        let bias = if by_key { RelativeBias::by_key(table)? } else { RelativeBias::new(table)? };
         *made = Some(bias.clone());
         Ok(bias)
     }

@@ -67,6 +67,12 @@ impl Embeddings {
         }
         let mut rows = kernels::embedding(&self.tokens, &batch.ids, dtype)?;
         if let Some(scale) = architecture.embedding_scale {
+            // The factor has the type of the rows, as in transformers.
+            let scale = match dtype {
+                DType::BF16 => half::bf16::from_f64(scale).to_f64(),
+                DType::F16 => half::f16::from_f64(scale).to_f64(),
+                _ => scale,
+            };
             rows = kernels::scale(&rows, scale)?;
         }
         // What is read as h0 has no gradient, so that the projection of the bare rows needs none.

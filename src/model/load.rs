@@ -52,7 +52,10 @@ impl Transformer {
         let tables = |rope: Option<&_>| rope.map(|rope| RotaryTables::new(rope, angles, device));
         let rotary = [tables(architecture.rope()), tables(architecture.local_rope.as_ref())];
         let distance_bias = match architecture.positions {
-            Positions::Alibi { factor } => Some(DistanceBias::alibi(architecture.heads, factor, angles, device)),
+            Positions::Alibi { factor, rounded } => {
+                let alibi = if rounded { DistanceBias::rounded_alibi } else { DistanceBias::alibi };
+                Some(alibi(architecture.heads, factor, angles, device))
+            }
             Positions::Buckets { max_distance, .. } => {
                 let table = reader.tensor(&architecture.names.whole(architecture.names.positions, "weight"))?;
                 Some(DistanceBias::buckets(&table, max_distance, angles, device)?)

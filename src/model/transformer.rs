@@ -62,9 +62,9 @@ pub enum ModelError {
         /// The table's rows.
         types: usize,
     },
-    /// A next-token loss is wanted of a model without a language-model head.
+    /// A loss over the vocabulary is wanted of a model without a language-model head.
     #[error(
-        "{family} is an encoder: it has no next-token loss; it can be measured, but not trained or evaluated by that loss"
+        "this {family} model has no head for tokens: it can be measured, but not trained or evaluated by the loss of tokens"
     )]
     NoHead {
         /// The family.

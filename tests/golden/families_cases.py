@@ -275,8 +275,8 @@ CASES = [
     opt("opt_350m", OPT_350M),
     falcon("falcon", {}, old=old_rope),
     falcon("falcon_new", FALCON_NEW, old=old_falcon),
-    falcon("falcon_alibi", FALCON_ALIBI),
-    falcon("falcon_alibi_bf16", FALCON_ALIBI_BF16),
+    falcon("falcon_alibi", FALCON_ALIBI, attention="sdpa"),
+    falcon("falcon_alibi_bf16", FALCON_ALIBI_BF16, attention="sdpa"),
     bert_like(
         "distilbert", DistilBertForMaskedLM, DISTILBERT, "distilbert", stack="distilbert.transformer.layer",
         targets=["q_lin", "k_lin", "v_lin", "lin1", "lin2"], mixed=["q_lin", "k_lin", "v_lin", "lin1"],

@@ -43,6 +43,8 @@ class Case:
     left: bool = True
     """Can positions of a left-padded text be given?"""
     position_offset: int = 0
+    attention: str = "eager"
+    """Falcon's eager attention adds ALiBi twice in transformers 5 (in the mask and to the scores); `sdpa` is right."""
     relative: bool = False
     """Targets run on the relative position table too, where h0 is not mixed in."""
 
@@ -69,14 +71,14 @@ def exact():
 def load_plain(case, folder, config="config.json"):
     """The untouched f32 model of a folder."""
     config = case.cls.config_class.from_dict(json.loads((folder / config).read_text()))
-    model = case.cls.from_pretrained(folder, config=config, attn_implementation="eager", dtype=torch.float32)
+    model = case.cls.from_pretrained(folder, config=config, attn_implementation=case.attention, dtype=torch.float32)
     return model.eval()
 
 
 def load_exact(case, folder):
     """The model of a folder with the stored weights widened. Loaded outside `exact()`, run within it."""
     plain = load_plain(case, folder)
-    plain.config._attn_implementation = "eager"
+    plain.config._attn_implementation = case.attention
     plain.config.dtype = torch.float64
     with exact():
         model = case.cls(plain.config)

@@ -31,7 +31,7 @@ pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigEr
     let key = "apply_residual_connection_post_layernorm";
     refuse_flag(config, key, true, "is true, which is not supported")?;
     let mut a = decoder(config, "bloom", NAMES, Defaults { positions: 2048, ..Defaults::GPT })?;
-    a.positions = Positions::Alibi { factor: 1.0 };
+    a.positions = Positions::Alibi { factor: 1.0, rounded: false };
     a.fused_order = FusedOrder::Groups;
     a.biased = vec![Role::QueryKeyValue, Role::AttentionOutput, Role::Up, Role::Down];
     Ok(a)

@@ -133,7 +133,7 @@ pub(super) fn encoder(
     Ok(Architecture {
         causal: false,
         h0_kind: H0Kind::Input,
-        head: Head::Tied,
+        head: if bare { Head::Absent } else { Head::Tied },
         head_activation: Some(activation(config, family, defaults.activation)?),
         biased,
         ..decoder(config, family, names, defaults)?

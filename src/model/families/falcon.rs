@@ -27,7 +27,7 @@ pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigEr
         a.names.norms = SubLayerNorms::before("input_layernorm", "input_layernorm");
     }
     a.positions = match config.flag("alibi")?.unwrap_or(false) {
-        true => Positions::Alibi { factor: a.attention_scale },
+        true => Positions::Alibi { factor: a.attention_scale, rounded: true },
         false => Positions::Rotary(rope(config, a.head_dim, Pairing::Halves, 10_000.0)?),
     };
     if config.flag("bias")?.unwrap_or(false) {

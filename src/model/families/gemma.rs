@@ -61,8 +61,7 @@ fn first(config: &Config<'_>, family: &'static str, names: Names) -> Result<Arch
     refuse_flag(config, "use_bidirectional_attention", true, "is true, which is not supported")?;
     let config = &config.with_default("head_dim", 256);
     let mut a = like_llama(config, family, names, DEFAULTS)?;
-    // Rounded as transformers does: a 32-bit constant.
-    a.embedding_scale = Some(f64::from((a.hidden_size as f64).sqrt() as f32));
+    a.embedding_scale = Some((a.hidden_size as f64).sqrt());
     Ok(a)
 }
 

@@ -3,6 +3,7 @@
 use super::open;
 use crate::hub::{self, HubSettings};
 use crate::model::gguf::Gguf;
+use crate::model::weights::Weights;
 use crate::model::{Architecture, EMBEDDED, Head, ModelError, families};
 use crate::peft::{Arm, Method, Mixing, PeftConfig, Plan};
 use crate::train::{MethodName, TrainConfig};
@@ -49,7 +50,7 @@ pub(super) struct InspectArgs {
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
-    let architecture = architecture(args)?;
+    let (architecture, unread) = architecture(args)?;
     let config = TrainConfig {
         method: args.method.unwrap_or(MethodName::Full),
         targets: args.targets.clone(),
@@ -70,30 +71,39 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         None => None,
     };
     if args.json {
-        print_json(args, &architecture, peft.as_ref().zip(plan.as_ref()));
+        print_json(args, &architecture, &unread, peft.as_ref().zip(plan.as_ref()));
     } else {
-        print_text(args, &architecture, peft.as_ref().zip(plan.as_ref()));
+        print_text(args, &architecture, &unread, peft.as_ref().zip(plan.as_ref()));
     }
     Ok(())
 }
 
-/// Reads the configuration alone: inspecting a 7 B model must not load it.
-fn architecture(args: &InspectArgs) -> Result<Architecture> {
+/// Reads the configuration and the weights' names alone: inspecting a 7 B model must not load it. Second the tensors of
+/// the file that are not read.
+fn architecture(args: &InspectArgs) -> Result<(Architecture, Vec<String>)> {
     if args.model == EMBEDDED {
         let model = open::model(EMBEDDED, None, DType::F32.into(), &Device::Cpu)?;
-        return Ok(model.transformer.architecture().clone());
+        return Ok((model.transformer.architecture().clone(), Vec::new()));
     }
     let files = hub::resolve(&args.model, args.revision.as_deref(), &HubSettings::from_env())?;
-    Ok(match &files.gguf {
-        None => families::read_config(&files.folder)?,
-        Some(path) => {
-            let gguf = Gguf::open(path).map_err(ModelError::from)?;
-            families::parse_config(&path.display().to_string(), &gguf.config_json().map_err(ModelError::from)?)?
-        }
-    })
+    let Some(path) = &files.gguf else {
+        let architecture = families::read_config(&files.folder)?;
+        // A configuration can be looked at before its weights are there.
+        return Ok(match Weights::open(&files.folder) {
+            Ok(weights) => {
+                let architecture = architecture.of_file(&weights);
+                let unread = architecture.unread(&weights);
+                (architecture, unread)
+            }
+            Err(_) => (architecture, Vec::new()),
+        });
+    };
+    let gguf = Gguf::open(path).map_err(ModelError::from)?;
+    let config = gguf.config_json().map_err(ModelError::from)?;
+    Ok((families::parse_config(&path.display().to_string(), &config)?, Vec::new()))
 }
 
-fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &Plan)>) {
+fn print_text(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Option<(&PeftConfig, &Plan)>) {
     say!("model       {} ({})", args.model, a.family);
     say!("weights     {}", thousands(a.parameter_count()));
     say!(
@@ -113,6 +123,11 @@ fn print_text(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         false => "every l: there is no final norm".to_owned(),
     };
     say!("layers      0 = embedding, 1..{} = blocks; transformers' hidden_states[l] is layer l for {theirs}", a.layers);
+    if !unread.is_empty() {
+        let shown = unread.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if unread.len() > 4 { format!(" and {} more", unread.len() - 4) } else { String::new() };
+        say!("unread      {shown}{more}: not needed for hidden states");
+    }
     let Some((config, plan)) = plan else { return };
     say!("\nmethod      {}, scale {}", config.method, config.method.scale());
     match &config.residual {
@@ -165,7 +180,7 @@ fn deployment(config: &PeftConfig, plan: &Plan) -> String {
     }
 }
 
-fn print_json(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &Plan)>) {
+fn print_json(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Option<(&PeftConfig, &Plan)>) {
     let mut value = json!({
         "model": args.model,
         "family": a.family,
@@ -180,6 +195,7 @@ fn print_json(args: &InspectArgs, a: &Architecture, plan: Option<(&PeftConfig, &
         "tied_head": a.head == Head::Tied,
         "final_norm": a.has_final_norm(),
         "h0": a.h0_kind,
+        "unread": unread,
     });
     if let (Some((config, plan)), Some(object)) = (plan, value.as_object_mut()) {
         let modules: Vec<_> = plan

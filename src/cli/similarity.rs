@@ -24,10 +24,11 @@ use crate::data::Span;
 use crate::hash;
 use crate::measures::{Measure, parse_measures};
 use crate::model::Precision;
+use crate::peft::base_model;
 use crate::persist;
 use crate::report::{self, SimilarityRow, per_text_frame};
 use crate::train::{BaseDtypeName, DtypeName};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -237,14 +238,16 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
 
 fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     let mut specs = Vec::new();
-    if let Some(model) = &args.model {
+    let named = match (&args.model, args.adapter.is_empty()) {
+        (None, false) => Some(base_of_adapters(&args.adapter)?),
+        (model, _) => model.clone(),
+    };
+    if let Some(model) = &named {
         let revision = args.revision.clone();
         specs.push(RunSpec { name: "base".to_owned(), model: model.clone(), revision, adapter: None });
         for text in &args.adapter {
             specs.push(RunSpec::adapter(text, model, args.revision.as_deref()).map_err(|e| anyhow!(e))?);
         }
-    } else if !args.adapter.is_empty() {
-        return Err(anyhow!("--adapter needs --model: name the model that the adapter belongs to"));
     }
     for text in &args.run {
         specs.push(RunSpec::parse(text).map_err(|e| anyhow!(e))?);
@@ -257,6 +260,24 @@ fn run_specs(args: &SimilarityArgs) -> Result<Vec<RunSpec>> {
     let saved = args.states.save_states.is_some();
     ensure!(!saved || !specs.is_empty(), "--save-states needs a model: give --model or --run");
     Ok(specs)
+}
+
+/// The model that all the adapters say they were trained on.
+fn base_of_adapters(adapters: &[String]) -> Result<String> {
+    let mut base: Option<String> = None;
+    for text in adapters {
+        let folder = RunSpec::adapter(text, "", None).map_err(|e| anyhow!(e))?.adapter.unwrap_or_default();
+        let Some(own) = base_model(&folder)? else {
+            bail!("--adapter {text}: its adapter_config.json names no base model; give --model");
+        };
+        match &base {
+            Some(other) if *other != own => {
+                bail!("--adapter {text}: trained on {own}, another on {other}; give --model, or --run for each");
+            }
+            _ => base = Some(own),
+        }
+    }
+    base.ok_or_else(|| anyhow!("--model is missing"))
 }
 
 /// The means of every run for the first measure that was asked for, a line a layer and site.

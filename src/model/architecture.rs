@@ -67,6 +67,8 @@ pub struct Architecture {
     pub biased: Vec<Role>,
     /// Whether the files hold the blocks' linears as `[in, out]` (GPT-2).
     pub transposed: bool,
+    /// Whether LoRA's targets and the policy `official` have the gate too (T5), and not the first linear alone.
+    pub official_gate: bool,
     /// What h0 is where the initial residual is used.
     pub h0_kind: H0Kind,
     /// Hugging Face's tensor names.
@@ -268,6 +270,13 @@ impl Architecture {
     #[must_use]
     pub fn linear_path(&self, layer: usize, role: Role) -> String {
         self.names.in_block(layer, self.names.linear(role))
+    }
+
+    /// Whether the files hold the tensor of this full name the other way round than it is computed with.
+    #[must_use]
+    pub fn is_transposed(&self, tensor: &str) -> bool {
+        let names = |role: &Role| tensor.ends_with(&format!(".{}.weight", self.names.linear(*role)));
+        self.transposed && self.roles().iter().any(names)
     }
 
     /// The rotary embedding, where positions are told so.

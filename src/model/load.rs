@@ -13,28 +13,25 @@ use super::transformer::{HeadTensors, Transformer};
 use super::weights::TensorSource;
 use crate::kernels::{self, Columns};
 use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Transformer {
     /// Reads every tensor that `architecture` names from `source`; a type alone is both stored and computed in.
     ///
-    /// An encoder whose file has no head for masked tokens is read without one.
+    /// A model whose file has no head, an encoder or one that was saved without, is read without one.
     ///
     /// # Errors
     /// A tensor is missing, has another shape, or cannot be read.
     pub fn load(
         name: &str,
-        mut architecture: Architecture,
+        architecture: Architecture,
         source: &dyn TensorSource,
         precision: impl Into<Precision>,
         device: &Device,
     ) -> Result<Self, ModelError> {
         let precision = precision.into();
-        architecture.names.prefix = prefix(&architecture, source);
+        let architecture = architecture.of_file(source);
         let lacks = |tensor: &String| stored_name(source, tensor).is_none();
-        if !architecture.causal && architecture.head_tensors().keys().any(lacks) {
-            architecture.head = Head::Absent;
-        }
         let expected = architecture.tensors();
         let missing: Vec<&str> = expected.keys().filter(|tensor| lacks(tensor)).map(String::as_str).collect();
         if !missing.is_empty() {
@@ -64,6 +61,29 @@ impl Transformer {
         };
         let device = device.clone();
         Ok(Self { embeddings, blocks, final_norm, head, rotary, distance_bias, precision, device, architecture })
+    }
+}
+
+impl Architecture {
+    /// The same with what the files of a model decide: what stands in front of its tensors' names, and whether its head is
+    /// there.
+    #[must_use]
+    pub fn of_file(mut self, source: &dyn TensorSource) -> Self {
+        let usual = self.names.prefixes.first().copied().unwrap_or_default();
+        self.names.prefix = prefix(&self, source);
+        let bare = self.names.prefix != usual;
+        let lacks = |tensor: &String| stored_name(source, tensor).is_none();
+        if (bare || !self.causal) && self.head_tensors().keys().any(lacks) {
+            self.head = Head::Absent;
+        }
+        self
+    }
+
+    /// The tensors of a model's files that nothing reads, in their order.
+    #[must_use]
+    pub fn unread(&self, source: &dyn TensorSource) -> Vec<String> {
+        let read: BTreeSet<String> = self.tensors().keys().filter_map(|tensor| stored_name(source, tensor)).collect();
+        source.names().into_iter().filter(|name| !read.contains(name)).collect()
     }
 }
 
@@ -224,5 +244,8 @@ fn stored_name(source: &dyn TensorSource, name: &str) -> Option<String> {
         let (path, tensor) = name.rsplit_once('.').filter(|(path, _)| path.ends_with("LayerNorm"))?;
         Some(format!("{path}.{}", if tensor == "weight" { "gamma" } else { "beta" }))
     };
-    if source.contains(name) { Some(name.to_owned()) } else { old().filter(|old| source.contains(old)) }
+    // T5's encoder alone may name its table by itself.
+    let other = || (name == "shared.weight").then(|| "encoder.embed_tokens.weight".to_owned());
+    let there = |name: &String| source.contains(name);
+    Some(name.to_owned()).filter(there).or_else(|| old().filter(there)).or_else(|| other().filter(there))
 }

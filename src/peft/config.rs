@@ -138,18 +138,24 @@ impl Method {
         }
     }
 
-    /// The linears that are trained if none are named: for LLaMA those of the released code. BERT's last
+    /// The linears that are trained if none are named: for LLaMA and GPT-J those of the released code. BERT's last
     /// feed-forward linear is not among them, since its name `output.dense` is also the end of attention's.
     #[must_use]
     pub fn default_targets(&self, architecture: &Architecture) -> Vec<String> {
+        let names = &architecture.names;
+        let alone = |role: Role| {
+            let others = Role::ALL.into_iter().filter(|&other| other != role);
+            others.map(|other| names.linear(other)).all(|other| !other.ends_with(&format!(".{}", names.target(role))))
+        };
         let released = |role: &Role| match (self, role) {
             (Self::Lora { .. }, Role::Query | Role::Key | Role::Value | Role::QueryKeyValue) => true,
-            (Self::Lora { .. }, Role::Down) => architecture.is_gated(),
+            (Self::Lora { .. }, Role::Gate) => architecture.official_gate,
+            (Self::Lora { .. }, Role::Down) => alone(Role::Down),
             (Self::Adapter { .. }, Role::Gate) | (_, Role::Up | Role::GateUp) => true,
             _ => false,
         };
         let roles = architecture.roles().into_iter().filter(released);
-        roles.map(|role| architecture.names.target(role).to_owned()).collect()
+        roles.map(|role| names.target(role).to_owned()).collect()
     }
 }
 

@@ -173,18 +173,21 @@ pub fn save_adapter(folder: &Path, peft: &Peft, base_model: &str) -> Result<(), 
         tensors.insert(up, module.up.detach());
     }
     weights::save_tensors(&folder.join(WEIGHTS_FILE), &tensors, Some(("format", "pt")))?;
-    let config = config_json(&peft.config, base_model);
+    let config = config_json(peft, base_model);
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|source| AdapterError::Malformed { file: CONFIG_FILE.to_owned(), source })?;
     text.push('\n');
     Ok(persist::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?)
 }
 
-fn config_json(config: &PeftConfig, base_model: &str) -> Value {
+fn config_json(peft: &Peft, base_model: &str) -> Value {
+    let config = &peft.config;
+    // PEFT has no type for masked tokens; without one it wraps the model as it is.
+    let task = if peft.plan.causal { json!("CAUSAL_LM") } else { Value::Null };
     let mut json = match config.method {
         Method::Lora { rank, alpha, dropout, rank_stabilised } => json!({
             "peft_type": if config.residual.is_some() { "SIBO_LORA" } else { "LORA" },
-            "task_type": "CAUSAL_LM",
+            "task_type": task,
             "base_model_name_or_path": base_model,
             "target_modules": config.targets,
             "r": rank,
@@ -193,7 +196,7 @@ fn config_json(config: &PeftConfig, base_model: &str) -> Value {
             "use_rslora": rank_stabilised,
             "use_dora": false,
             "bias": "none",
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": peft.plan.transposed,
             "inference_mode": true,
             "init_lora_weights": true,
             "modules_to_save": null,
@@ -203,7 +206,7 @@ fn config_json(config: &PeftConfig, base_model: &str) -> Value {
         }),
         Method::Adapter { bottleneck, scale, placement } => json!({
             "peft_type": if config.residual.is_some() { "SIBO_BOTTLENECK_ADAPTER" } else { "BOTTLENECK_ADAPTER" },
-            "task_type": "CAUSAL_LM",
+            "task_type": task,
             "base_model_name_or_path": base_model,
             "target_modules": config.targets,
             "bottleneck_size": bottleneck,
@@ -231,17 +234,21 @@ fn plain_number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
+/// The model that an adapter folder says it was trained on.
+///
+/// # Errors
+/// The folder's configuration cannot be read.
+pub fn base_model(folder: &Path) -> Result<Option<String>, AdapterError> {
+    let (_, read) = read_config(folder)?;
+    Ok(read.base_model_name_or_path.filter(|name| !name.is_empty()))
+}
+
 /// Reads an adapter folder, ours or real PEFT's LoRA, for `model`.
 ///
 /// # Errors
 /// A file is missing or malformed, asks for what is not supported, or belongs to another model.
 pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterError> {
-    let config_path = folder.join(CONFIG_FILE);
-    let file = config_path.display().to_string();
-    let text = std::fs::read_to_string(&config_path)
-        .map_err(|source| AdapterError::Unreadable { file: file.clone(), source })?;
-    let read: ConfigFile =
-        serde_json::from_str(&text).map_err(|source| AdapterError::Malformed { file: file.clone(), source })?;
+    let (file, read) = read_config(folder)?;
     let config = read.to_config(&file, model)?;
     let base = read.base_model_name_or_path.unwrap_or_else(|| "an unnamed model".to_owned());
 
@@ -305,6 +312,18 @@ fn fitted(
     Ok(tensor.to_dtype(model.precision().trained())?.to_device(model.device())?)
 }
 
+/// The configuration of an adapter folder, and the file's name.
+fn read_config(folder: &Path) -> Result<(String, ConfigFile), AdapterError> {
+    let path = folder.join(CONFIG_FILE);
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(&path).map_err(|source| AdapterError::Unreadable { file: file.clone(), source })?;
+    match serde_json::from_str(&text) {
+        Ok(read) => Ok((file, read)),
+        Err(source) => Err(AdapterError::Malformed { file, source }),
+    }
+}
+
 fn shortened(names: &[String]) -> String {
     match names {
         [] => "none".to_owned(),
@@ -338,7 +357,9 @@ impl ConfigFile {
                 return unsupported(key, value.as_ref().map(Value::to_string).unwrap_or_default(), "leave it empty");
             }
         }
-        for (key, flag) in [("use_dora", self.use_dora), ("fan_in_fan_out", self.fan_in_fan_out)] {
+        // Says how the base weights lie, which GPT-2's do; PEFT corrects the flag where it is wrong.
+        let fan_in_fan_out = self.fan_in_fan_out.filter(|_| !model.architecture().transposed);
+        for (key, flag) in [("use_dora", self.use_dora), ("fan_in_fan_out", fan_in_fan_out)] {
             if flag == Some(true) {
                 return unsupported(key, "true".to_owned(), "plain LoRA is supported");
             }

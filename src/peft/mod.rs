@@ -11,7 +11,7 @@ mod plan;
 pub use branch_pass::{BranchObserver, BranchPass};
 pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
 pub use dose::Dose;
-pub use files::{AdapterError, load_adapter, save_adapter};
+pub use files::{AdapterError, base_model, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
 use crate::data::Packed;

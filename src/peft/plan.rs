@@ -108,6 +108,10 @@ pub enum PlanError {
 pub struct Plan {
     /// The modules, by block and role.
     pub modules: Vec<PlannedModule>,
+    /// Whether the model predicts the next token.
+    pub causal: bool,
+    /// Whether the model's files hold its linears as `[in, out]`.
+    pub transposed: bool,
 }
 
 impl Plan {
@@ -141,7 +145,7 @@ impl Plan {
         }
         match config.targets.iter().zip(used).find(|(_, used)| !used) {
             Some((target, _)) => Err(PlanError::NoSuchTarget { target: target.clone(), names: names() }),
-            None => Ok(Self { modules }),
+            None => Ok(Self { modules, causal: architecture.causal, transposed: architecture.transposed }),
         }
     }
 
@@ -183,11 +187,11 @@ fn planned(architecture: &Architecture, config: &PeftConfig, layer: usize, role:
         input,
         output,
         trainable: (config.method.width() * (input + output)) as u64,
-        residual: mixing(config, role, position),
+        residual: mixing(architecture, config, role, position),
     }
 }
 
-fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
+fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position: Position) -> Mixing {
     let Some(residual) = &config.residual else { return Mixing::Vanilla };
     // An adapter after a linear reads that linear's output, a token state of width d.
     let reads_state = role.reads_stream() || position == Position::After;
@@ -199,7 +203,9 @@ fn mixing(config: &PeftConfig, role: Role, position: Position) -> Mixing {
     let official = match config.method {
         // The released adapters stand at gate and up, both with h0.
         Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up | Role::GateUp),
-        Method::Lora { .. } => matches!(role, Role::Up | Role::GateUp),
+        Method::Lora { .. } => {
+            matches!(role, Role::Up | Role::GateUp) || (role == Role::Gate && architecture.official_gate)
+        }
     };
     match residual.policy {
         Policy::All => Mixing::Mixed,

@@ -85,8 +85,10 @@ impl Subject {
         match &self.peft {
             Some(peft) => save_adapter(folder, peft, base_model)?,
             None => {
-                let tensors: BTreeMap<String, Tensor> =
-                    self.variables.iter().map(|(name, v)| (name.clone(), v.as_detached_tensor())).collect();
+                let as_stored = |(name, v): (&String, &Var)| {
+                    Ok((name.clone(), self.turned(name, &v.as_detached_tensor())?.contiguous()?))
+                };
+                let tensors = self.variables.iter().map(as_stored).collect::<Result<BTreeMap<_, _>, TrainError>>()?;
                 let path = folder.join("model.safetensors");
                 weights::save_tensors(&path, &tensors, Some(("format", "pt")))
                     .map_err(crate::model::ModelError::from)?;
@@ -95,13 +97,21 @@ impl Subject {
         Ok(())
     }
 
+    /// A tensor in the files' layout from one in ours, or the reverse.
+    fn turned(&self, name: &str, tensor: &Tensor) -> Result<Tensor, TrainError> {
+        match self.peft.is_none() && self.model.architecture().is_transposed(name) {
+            true => Ok(tensor.t()?),
+            false => Ok(tensor.clone()),
+        }
+    }
+
     /// Sets every variable from tensors of the same names.
     ///
     /// # Errors
     /// A tensor is missing or misshapen.
     pub fn restore(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
         for (name, variable) in &self.variables {
-            match tensors.get(name) {
+            match tensors.get(name).map(|t| self.turned(name, t)).transpose()? {
                 Some(t) if t.shape() == variable.shape() => {
                     variable.set(&t.to_dtype(variable.dtype())?.to_device(variable.device())?)?;
                 }

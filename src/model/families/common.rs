@@ -106,6 +106,7 @@ pub(super) fn decoder(
         head_soft_cap: None,
         biased: Vec::new(),
         transposed: false,
+        official_gate: false,
         h0_kind: H0Kind::Token,
         names,
     })

@@ -54,7 +54,7 @@ pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigEr
     let config = &config.with_default("head_dim", config.optional_size("d_kv")?.unwrap_or(64));
     let defaults = Defaults { norm: NormKind::Rms, eps: 1e-6, activation, tied: false, positions: 512 };
     let mut a = decoder(config, "t5", names, defaults)?;
-    a.causal = false;
+    (a.causal, a.official_gate) = (false, true);
     (a.head, a.h0_kind, a.attention_scale) = (Head::Absent, H0Kind::Input, 1.0);
     a.positions = Positions::Buckets {
         buckets: config.optional_size("relative_attention_num_buckets")?.unwrap_or(32),

@@ -267,7 +267,7 @@ fn base_of_adapters(adapters: &[String]) -> Result<String> {
     let mut base: Option<String> = None;
     for text in adapters {
         let folder = RunSpec::adapter(text, "", None).map_err(|e| anyhow!(e))?.adapter.unwrap_or_default();
-        let Some(own) = base_model(&folder)? else {
+        let Some(own) = base_model(&folder).with_context(|| format!("--adapter {text}"))? else {
             bail!("--adapter {text}: its adapter_config.json names no base model; give --model");
         };
         match &base {

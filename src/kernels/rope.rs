@@ -189,7 +189,7 @@ mod tests {
                 let dtype = crate::kernels::wide(t[0].dtype());
                 rope(&t[0], 2, &cos.to_dtype(dtype)?, &sin.to_dtype(dtype)?, &positions, pairing)
             };
-            check::close(&any(&[x.clone()]).unwrap(), &want.concat(), 1e-12);
+            check::close(&any(std::slice::from_ref(&x)).unwrap(), &want.concat(), 1e-12);
             check::gradients(&[&x], any);
             check::f32_agrees(&[&x], 1e-6, any);
         }

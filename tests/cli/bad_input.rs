@@ -109,7 +109,10 @@ fn settings_out_of_range() {
         ("MEASURE --adapter a=DIR/absent", &["absent", "adapter_config.json"]),
         ("MEASURE --field text", &["--field", "texts.txt", "leave"]),
         ("MEASURE --group-by kind", &["--group-by", "texts.txt", "leave"]),
-        ("similarity --adapter a=DIR --texts TEXTS --out OUT", &["--adapter", "--model"]),
+        (
+            "similarity --adapter a=DIR --texts TEXTS --out OUT",
+            &["--adapter a=", "adapter_config.json", "cannot be read"],
+        ),
         ("similarity --texts TEXTS --out OUT", &["--model", "--run"]),
         ("similarity --model MODEL --texts DIR/absent.txt --out OUT", &["absent.txt", "check"]),
     ];

@@ -6,7 +6,8 @@ use serde_json::Value;
 #[test]
 fn on_the_cpu_every_kernel_passes_and_is_named() {
     let text = succeed("doctor --device cpu");
-    for kernel in ["attention", "linear", "linear_cross_entropy", "rms_norm", "layer_norm", "rope", "swiglu", "dropout"]
+    for kernel in
+        ["attention", "linear", "linear_cross_entropy", "rms_norm", "layer_norm", "rope", "gated", "columns", "dropout"]
     {
         let own = || text.lines().filter(|line| line.split_whitespace().next() == Some(kernel));
         assert!(own().count() >= 2 && own().all(|line| line.ends_with("  ok")), "{kernel}\n{text}");

@@ -101,9 +101,9 @@ fn a_final_norm_that_is_not_there_is_said() {
 }
 
 #[test]
-fn an_unknown_family_is_told_the_known_ones() {
+fn an_unknown_family_is_told_the_nearest_ones() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("config.json"), json!({"model_type": "mamba"}).to_string()).unwrap();
+    fs::write(dir.path().join("config.json"), json!({"model_type": "qwen3_next"}).to_string()).unwrap();
     let ended = run(&format!("inspect --model {}", dir.path().display()));
-    assert_one_line(&ended, &["mamba", "supported: llama, bert, roberta"], "family");
+    assert_one_line(&ended, &["qwen3_next", "nearest that are: qwen3, qwen2", "docs/models.md"], "family");
 }

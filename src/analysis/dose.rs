@@ -10,7 +10,7 @@ use crate::measures::{CosineProbe, CosineValue, TokenSet, effective_rank};
 use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::{AdapterError, Dose, Peft, ResidualConfig};
 use crate::probe::{Probe, Site};
-use crate::train::{ExampleLoss, TrainError, evaluate_examples};
+use crate::train::{ExampleLoss, Objective, TrainError, evaluate_examples};
 use candle_core::{DType, Device, Tensor};
 
 /// Why a study cannot be made.
@@ -41,6 +41,7 @@ pub struct DoseStudy<'a> {
     trained: ResidualConfig,
     texts: &'a [EncodedText],
     examples: Vec<&'a Example>,
+    objective: Objective,
     batch_size: usize,
     mixed: Vec<usize>,
     /// What was measured already, by what it computes.
@@ -71,7 +72,7 @@ pub struct Measured {
     pub effective_rank: Option<f64>,
     /// Every text's effective rank.
     pub ranks: Vec<Option<f64>>,
-    /// Mean next-token loss in nats over the target tokens.
+    /// Mean loss in nats over the target tokens.
     pub loss: f64,
     /// Every example's part of it.
     pub losses: Vec<ExampleLoss>,
@@ -115,7 +116,14 @@ impl<'a> DoseStudy<'a> {
             return Err(DoseError::NothingMixed);
         }
         let examples = examples.iter().collect();
-        Ok(Self { model, peft: peft.frozen(), trained, texts, examples, batch_size, mixed, known: Vec::new() })
+        let (objective, known) = (Objective::default(), Vec::new());
+        Ok(Self { model, peft: peft.frozen(), trained, texts, examples, objective, batch_size, mixed, known })
+    }
+
+    /// The same with another loss than that of the next token.
+    #[must_use]
+    pub fn learning(self, objective: Objective) -> Self {
+        Self { objective, ..self }
     }
 
     /// The residual that the adapter was trained with.
@@ -169,7 +177,7 @@ impl<'a> DoseStudy<'a> {
             self.model.hidden_states(&batch, &pass, &mut probe)?;
             tick(group.len());
         }
-        let evaluation = evaluate_examples(self.model, Some(peft), &self.examples, self.batch_size)?;
+        let evaluation = evaluate_examples(self.model, Some(peft), &self.objective, &self.examples, self.batch_size)?;
         tick(self.examples.len());
         Ok(Measured {
             layers: probe.layers(),

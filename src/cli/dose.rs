@@ -1,7 +1,7 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
 use super::texts::file_texts;
-use super::{device, open, progress, write_chart};
+use super::{device, objective, open, progress, write_chart};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
@@ -115,10 +115,11 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     device::check(precision, &place)?;
     let model = open::model(&args.model, args.revision.as_deref(), precision, &place)?;
     model.transformer.head().with_context(|| format!("--model {}", args.model))?;
+    let objective = objective::of(&model, None, args.seed)?;
     let peft = with_policy(args, &model, load_adapter(&folder, &model.transformer)?)?;
     let texts = texts(args, &model)?;
     let (examples, loss_source) = examples(args, &model, &texts)?;
-    let mut study = DoseStudy::new(&model.transformer, &peft, &texts, &examples, args.batch_size)?;
+    let mut study = DoseStudy::new(&model.transformer, &peft, &texts, &examples, args.batch_size)?.learning(objective);
     let trained = *study.trained();
     let arms = arms(&args.residual, trained.arm);
     let points = dose_points(peft.plan(), &trained, &args.lambda, args.layers, &arms);

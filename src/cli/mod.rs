@@ -14,6 +14,7 @@ mod device;
 mod doctor;
 mod dose;
 mod inspect;
+mod objective;
 mod open;
 mod pace;
 mod pretrain;

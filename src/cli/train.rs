@@ -1,7 +1,7 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
-use super::{device, inspect, open, profile_report};
+use super::{device, inspect, objective, open, profile_report};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
     EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
@@ -176,6 +176,11 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     loss_on: Option<LossOn>,
+    /// Share of the tokens that are hidden from an encoder, which learns to predict them: 80 % become the mask, 10 %
+    /// another token, 10 % stay [default: 0.15].
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_share: Option<f64>,
     /// How records become text: alpaca, released, short, or a file [default: alpaca].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,6 +275,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
+    let objective = objective::of(&model, config.mask_share, config.seed)?;
     if !args.dry_run {
         prepare_folder(&config.out)?;
     }
@@ -277,7 +283,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
     let (data, notes) = prepare_data(&config, &model)?;
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
-    let subject = subject(&config, model)?;
+    let subject = subject(&config, model)?.learning(objective);
     if args.dry_run {
         return dry_run(&config, &subject, &data, &notes);
     }

@@ -87,6 +87,7 @@ pub struct TextTokenizer {
     size: usize,
     bos: Option<u32>,
     eos: Option<u32>,
+    mask: Option<u32>,
     adds_bos: bool,
     chat_template: Option<String>,
 }
@@ -131,6 +132,8 @@ impl TextTokenizer {
         let bos = tokenizer.end("bos_token", &[&settings, &map], &[&model, &generation])?;
         let eos = tokenizer.end("eos_token", &[&settings, &map], &[&model, &generation])?;
         tokenizer.set_ends(bos, eos)?;
+        let usual = || ["[MASK]", "<mask>"].iter().find_map(|mask| tokenizer.inner.token_to_id(mask));
+        tokenizer.mask = tokenizer.end("mask_token", &[&settings, &map], &[])?.or_else(usual);
         let jinja = folder.join("chat_template.jinja");
         tokenizer.chat_template = if jinja.exists() { Some(text(&jinja)?) } else { chat_template(&settings) };
         Ok(tokenizer)
@@ -201,6 +204,7 @@ impl TextTokenizer {
             size,
             bos: None,
             eos: None,
+            mask: None,
             adds_bos: false,
             chat_template: None,
         })
@@ -317,6 +321,12 @@ impl TextTokenizer {
     #[must_use]
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The token that stands for a hidden one, if there is one.
+    #[must_use]
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
     }
 
     /// Whether [`TextTokenizer::encode`] with special tokens puts BOS in front.

@@ -81,6 +81,9 @@ pub struct TrainConfig {
     pub patience: u64,
     /// Which tokens are targets.
     pub loss_on: LossOn,
+    /// Share of the tokens that an encoder is to predict; unset: 0.15.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_share: Option<f64>,
     /// How records become text.
     pub template: String,
     /// Keep the file's order.
@@ -134,6 +137,7 @@ impl Default for TrainConfig {
             probe_texts: None,
             patience: 0,
             loss_on: LossOn::All,
+            mask_share: None,
             template: "alpaca".to_owned(),
             no_shuffle: false,
             seed: 42,

@@ -26,6 +26,14 @@ pub enum TrainError {
         /// The tensor.
         tensor: String,
     },
+    /// An encoder sees the token that it is to predict.
+    #[error(
+        "this {family} model sees the whole text: the loss of the next token asks nothing of it; hide tokens instead"
+    )]
+    SeesTheAnswer {
+        /// The family.
+        family: &'static str,
+    },
     /// A gradient is not finite.
     #[error("step {step}: the gradient of {tensor} is not finite; lower --lr or check the data")]
     NotFinite {

@@ -1,8 +1,9 @@
 //! One optimizer step, and the loss over held-out examples.
 
+use super::objective::{Objective, Occasion, Prepared};
 use super::optimizer::{AdamW, Moments, clip_factor, gradient_norm};
 use super::{Subject, TrainError};
-use crate::data::{Example, Packed, targets_and_weights};
+use crate::data::Example;
 use crate::kernels::{self, Gradients};
 use crate::model::{Backward, Pass, Transformer};
 use crate::peft::{DropoutKey, Peft};
@@ -34,14 +35,23 @@ pub fn gradients(
     dropout: Option<(u64, u64)>,
     step: u64,
 ) -> Result<(BTreeMap<String, Tensor>, StepReport), TrainError> {
-    let targets: usize = micro_batches.iter().flatten().map(|e| e.loss.iter().filter(|&&l| l).count()).sum();
+    subject.objective().check(subject.model())?;
+    let prepared = profile::timed(Phase::Data, || {
+        let mut first = 0;
+        let prepare = |examples: &Vec<&Example>| {
+            let prepared = subject.objective().prepare(examples, Occasion::Step(step), first);
+            first += examples.len();
+            prepared
+        };
+        micro_batches.iter().map(prepare).collect::<Vec<_>>()
+    });
+    let targets = prepared.iter().flat_map(|p| &p.weights).filter(|&&weight| weight > 0.0).count();
     let (mut total, mut tokens) = (0.0, 0);
     let mut sums = Gradients::default();
     let how = Backward { scale: 1.0 / targets.max(1) as f64, checkpointing: subject.is_checkpointing() };
-    for (index, examples) in micro_batches.iter().enumerate() {
-        let (batch, (ids, weights)) = profile::timed(Phase::Data, || (packed(examples), targets_and_weights(examples)));
+    for (index, Prepared { batch, targets: ids, weights }) in prepared.iter().enumerate() {
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
-        total += subject.model().loss_gradients(&batch, (&ids, &weights), &subject.pass(key), how, &mut sums)?;
+        total += subject.model().loss_gradients(batch, (ids, weights), &subject.pass(key), how, &mut sums)?;
         tokens += batch.ids.len();
     }
     let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -64,11 +74,6 @@ pub fn gradients(
         return Err(TrainError::NotFinite { step, tensor });
     }
     Ok((summed, StepReport { loss, tokens, targets, gradient_norm: norm }))
-}
-
-fn packed(examples: &[&Example]) -> Packed {
-    let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-    Packed::from_sequences(&sequences)
 }
 
 /// One optimizer step: gradients, clipping at `max_norm` (0 is off), AdamW at `rate`.
@@ -100,7 +105,7 @@ pub fn train_step(
 /// # Errors
 /// The model cannot be run.
 pub fn evaluate(subject: &Subject, examples: &[&Example], batch_size: usize) -> Result<(f64, f64), TrainError> {
-    let found = evaluate_examples(subject.model(), subject.peft(), examples, batch_size)?;
+    let found = evaluate_examples(subject.model(), subject.peft(), subject.objective(), examples, batch_size)?;
     Ok((found.loss, found.accuracy))
 }
 
@@ -131,23 +136,27 @@ pub struct Evaluation {
 pub fn evaluate_examples(
     model: &Transformer,
     peft: Option<&Peft>,
+    objective: &Objective,
     examples: &[&Example],
     batch_size: usize,
 ) -> Result<Evaluation, TrainError> {
+    objective.check(model)?;
     let frozen = peft.map(Peft::frozen);
     let pass = Pass::inference(frozen.as_ref());
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     let mut each = Vec::with_capacity(examples.len());
     for group in examples.chunks(batch_size.max(1)) {
-        let batch = packed(group);
-        let (targets, weights) = targets_and_weights(group);
+        let Prepared { batch, targets, weights } = objective.prepare(group, Occasion::Evaluation, each.len());
         // Weights under training are tracked; what is only evaluated builds no graph.
         let states = kernels::forget(|| model.hidden_states(&batch, &pass, &mut Silent))?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
         let wanted: Vec<u32> = targets.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(t, _)| *t).collect();
-        let own = group.iter().map(|example| example.loss.iter().skip(1).filter(|&&target| target).count());
+        let counted = |rows: std::ops::Range<usize>| {
+            weights.get(rows).unwrap_or_default().iter().filter(|&&weight| weight > 0.0).count()
+        };
+        let own: Vec<usize> = (0..batch.sequences()).map(|index| counted(batch.rows(index))).collect();
         let first = each.len();
-        each.extend(own.map(|targets| ExampleLoss { sum: 0.0, targets }));
+        each.extend(own.into_iter().map(|targets| ExampleLoss { sum: 0.0, targets }));
         if rows.is_empty() {
             continue;
         }

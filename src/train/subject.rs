@@ -1,6 +1,6 @@
 //! What is being trained: a model with its PEFT modules, or a model whole.
 
-use super::TrainError;
+use super::{Objective, TrainError};
 use crate::model::{Pass, Transformer, weights};
 use crate::peft::{DropoutKey, Peft, save_adapter};
 use candle_core::{Tensor, Var};
@@ -14,6 +14,7 @@ pub struct Subject {
     peft: Option<Peft>,
     variables: BTreeMap<String, Var>,
     checkpointing: bool,
+    objective: Objective,
 }
 
 impl Subject {
@@ -23,7 +24,7 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn adapter(model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
         let variables = peft.variables()?;
-        Ok(Self { model, peft: Some(peft), variables, checkpointing: false })
+        Ok(Self { model, peft: Some(peft), variables, checkpointing: false, objective: Objective::NextToken })
     }
 
     /// Trains every weight of `model`.
@@ -32,13 +33,25 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn full(mut model: Transformer) -> Result<Self, TrainError> {
         let variables = model.make_trainable()?;
-        Ok(Self { model, peft: None, variables, checkpointing: false })
+        Ok(Self { model, peft: None, variables, checkpointing: false, objective: Objective::NextToken })
     }
 
     /// The same, with each block computed again in the backward pass instead of kept, or not.
     #[must_use]
     pub fn checkpointing(self, checkpointing: bool) -> Self {
         Self { checkpointing, ..self }
+    }
+
+    /// The same that learns another objective.
+    #[must_use]
+    pub fn learning(self, objective: Objective) -> Self {
+        Self { objective, ..self }
+    }
+
+    /// What the loss asks for.
+    #[must_use]
+    pub fn objective(&self) -> &Objective {
+        &self.objective
     }
 
     /// Whether blocks are computed again in the backward pass.

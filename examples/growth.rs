@@ -118,6 +118,7 @@ fn batch(point: &Point) -> Vec<Example> {
         loss: (0..point.length).map(|i| i > 0).collect(),
         response: 0,
         special: vec![false; point.length],
+        ..Example::default()
     };
     (0..point.sequences).map(example).collect()
 }

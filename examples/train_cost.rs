@@ -94,6 +94,7 @@ fn main() -> Result<(), Failure> {
         response: 0,
         special: vec![false; ids.len()],
         ids: ids.clone(),
+        ..Example::default()
     };
     let batches: Vec<Vec<Example>> = case.batches.iter().map(|batch| batch.iter().map(example).collect()).collect();
     let loaded = memory("VmRSS");

@@ -78,6 +78,7 @@ fn examples(sequences: &[Vec<u32>]) -> Vec<Example> {
         response: 0,
         special: vec![false; ids.len()],
         ids: ids.clone(),
+        ..Example::default()
     };
     sequences.iter().map(example).collect()
 }

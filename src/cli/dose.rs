@@ -240,6 +240,7 @@ fn examples(args: &DoseArgs, model: &LoadedModel, texts: &[EncodedText]) -> Resu
             loss: (0..text.ids.len()).map(|i| i > 0).collect(),
             response: text.ids.len(),
             special: text.special.clone(),
+            ..Example::default()
         };
         return Ok((texts.iter().map(example).collect(), LossSource("the texts".to_owned())));
     };

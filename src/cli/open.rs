@@ -4,11 +4,20 @@ use crate::hub::{self, HubSettings};
 use crate::model::{EMBEDDED, LoadedModel, Precision};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What to do about a file that an option names and that cannot be read.
 pub(super) fn unreadable(path: &Path) -> String {
     format!("{}: cannot be read; check the name and the permissions", path.display())
+}
+
+/// The Hugging Face folder of a model; `None` for the embedded one.
+pub(super) fn files(name: &str, revision: Option<&str>) -> Result<Option<PathBuf>> {
+    if name == EMBEDDED {
+        return Ok(None);
+    }
+    let files = hub::resolve(name, revision, &HubSettings::from_env()).context("--model")?;
+    Ok(Some(files.gguf.unwrap_or(files.folder)))
 }
 
 /// A model by hub name, folder, GGUF file or `embedded`.

@@ -4,7 +4,8 @@ use super::progress::TrainingProgress;
 use super::{device, inspect, objective, open, profile_report};
 use crate::analysis::manifest::Manifest;
 use crate::data::{
-    EncodingOptions, LossOn, Template, TextOptions, TextSource, clip, encode_records, read_records, split_validation,
+    EncodingOptions, EncodingReport, Labelled, LossOn, Template, TextOptions, TextSource, clip, encode_records,
+    read_labelled, read_records, split_validation,
 };
 use crate::hash;
 use crate::model::{LoadedModel, ModelError};
@@ -12,11 +13,11 @@ use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
-    BaseDtypeName, DtypeName, MethodName, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig, TrainData,
-    Trainer, gradients,
+    BaseDtypeName, DtypeName, MethodName, Objective, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig,
+    TrainData, Trainer, gradients,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -181,6 +182,15 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     mask_share: Option<f64>,
+    /// Learn the class of each text, which this field of --data names (.csv, .tsv, .json, .jsonl; pairs of texts as
+    /// `similarity` reads them). The model's head for classes is trained too, and begins at random where there is none.
+    #[arg(long, value_name = "FIELD", conflicts_with_all = ["mask_share", "loss_on", "template", "init_adapter"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label_field: Option<String>,
+    /// The field of the text beside it [default: text, or sentence1 and sentence2].
+    #[arg(long, requires = "label_field")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
     /// How records become text: alpaca, released, short, or a file [default: alpaca].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -272,16 +282,24 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     let (place, precision) = (device::open(&config.device)?, config.precision());
     device::check(precision, &place)?;
-    let model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
+    let mut model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
+    let labelled = match &config.label_field {
+        None => None,
+        Some(label) => Some(labelled(&config, label, &mut model, &place)?),
+    };
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
-    let objective = objective::of(&model, config.mask_share, config.seed)?;
+    let objective = match &labelled {
+        None => objective::of(&model, config.mask_share, config.seed)?,
+        Some(_) => Objective::Classes { last: model.transformer.architecture().causal },
+    };
+    let classes = labelled.as_ref().map(|labelled| labelled.classes.clone());
     if !args.dry_run {
         prepare_folder(&config.out)?;
     }
     let hashes = model.hashes()?;
     let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
-    let (data, notes) = prepare_data(&config, &model)?;
+    let (data, notes) = prepare_data(&config, &model, labelled)?;
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
     let subject = subject(&config, model)?.learning(objective);
     if args.dry_run {
@@ -313,6 +331,9 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         .set("base_dtype", precision.base.as_str())
         .set("trained_dtype", precision.trained().as_str())
         .set("status", "running");
+    if let Some(classes) = classes {
+        manifest.set("classes", classes);
+    }
     if let Some(peft) = subject.peft() {
         let modules: Vec<_> = peft.plan().modules.iter().map(|m| json!([m.path, m.residual.to_string()])).collect();
         manifest.set("modules", modules);
@@ -363,12 +384,21 @@ fn prepare_folder(out: &Path) -> Result<()> {
 }
 
 /// Encodes and splits the data; answers also what the user should know of it.
-fn prepare_data(config: &TrainConfig, model: &LoadedModel) -> Result<(TrainData, Vec<String>)> {
-    let records = read_records(&config.data)?;
-    let template = Template::parse(&config.template)?;
+fn prepare_data(
+    config: &TrainConfig,
+    model: &LoadedModel,
+    labelled: Option<Labelled>,
+) -> Result<(TrainData, Vec<String>)> {
     let context = model.transformer.architecture().max_positions;
     let options = EncodingOptions { cutoff: config.cutoff.min(context), loss_on: config.loss_on };
-    let (examples, report) = encode_records(&records, &template, &model.tokenizer, options, &config.data)?;
+    let (examples, report) = match labelled {
+        Some(labelled) => (labelled.examples, EncodingReport::default()),
+        None => {
+            let records = read_records(&config.data)?;
+            let template = Template::parse(&config.template)?;
+            encode_records(&records, &template, &model.tokenizer, options, &config.data)?
+        }
+    };
     let mut notes = Vec::new();
     if config.cutoff > context {
         notes.push(format!("--cutoff {} is longer than the model's context: cut at {context}", config.cutoff));
@@ -395,6 +425,15 @@ fn prepare_data(config: &TrainConfig, model: &LoadedModel) -> Result<(TrainData,
         return Err(ModelError::Token { id, vocab }.into());
     }
     Ok((TrainData { train: pick(&train), validation, probe: ProbeSet { texts } }, notes))
+}
+
+/// The texts of --data with their classes; gives the model its head for them.
+fn labelled(config: &TrainConfig, label: &str, model: &mut LoadedModel, place: &Device) -> Result<Labelled> {
+    let cutoff = config.cutoff.min(model.transformer.architecture().max_positions);
+    let labelled = read_labelled(&config.data, label, config.field.as_deref(), &model.tokenizer, cutoff)?;
+    let files = open::files(&config.model, config.revision.as_deref())?;
+    model.transformer = model.classifying(labelled.classes.len(), files.as_deref(), config.precision(), place)?;
+    Ok(labelled)
 }
 
 fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {

@@ -195,7 +195,13 @@ mod tests {
     use super::*;
 
     fn example(ids: &[u32], loss: &[bool]) -> Example {
-        Example { ids: ids.to_vec(), loss: loss.to_vec(), response: 0, special: vec![false; ids.len()] }
+        Example {
+            ids: ids.to_vec(),
+            loss: loss.to_vec(),
+            response: 0,
+            special: vec![false; ids.len()],
+            ..Example::default()
+        }
     }
 
     #[test]

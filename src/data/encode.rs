@@ -34,7 +34,7 @@ pub struct EncodingReport {
 }
 
 /// A training example of n tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Example {
     /// The token ids, `[n]`.
     pub ids: Vec<u32>,
@@ -44,6 +44,10 @@ pub struct Example {
     pub response: usize,
     /// For each token whether it is special, `[n]`.
     pub special: Vec<bool>,
+    /// For each token which text of a pair it belongs to, `[n]`; empty where all are 0.
+    pub types: Vec<u32>,
+    /// The text's class, where texts are classified.
+    pub class: Option<u32>,
 }
 
 /// The tokens of a text, with BOS in front where the tokenizer adds one; for a text with `add_special` false,
@@ -146,7 +150,9 @@ fn encode_rendered(
         *first = false;
     }
     let response = response.unwrap_or(encoded.ids.len());
-    Ok((Example { ids: encoded.ids, loss, response, special: encoded.special }, truncated))
+    let example =
+        Example { ids: encoded.ids, loss, response, special: encoded.special, types: encoded.types, class: None };
+    Ok((example, truncated))
 }
 
 /// Keeps the first `length` tokens.

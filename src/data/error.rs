@@ -32,6 +32,18 @@ pub enum DataError {
         /// What was looked for.
         wanted: &'static str,
     },
+    /// A field that names no classes.
+    #[error(
+        "{path}: the field {label} has {classes} value{}; a classifier needs 2 to 1000", if *.classes == 1 { "" } else { "s" }
+    )]
+    Classes {
+        /// The file.
+        path: String,
+        /// The field.
+        label: String,
+        /// How many values it has.
+        classes: usize,
+    },
     /// The name does not say what the file holds.
     #[error("{path}: the kind of file is unknown; end its name in {known}")]
     UnknownFormat {

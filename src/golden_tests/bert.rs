@@ -131,7 +131,7 @@ fn lora_with_the_initial_residual_has_torchs_gradients() {
         // Saved and loaded it computes the same bits, as does a residual that reads the token's embedding row.
         let loaded = |peft: &Peft| {
             let dir = tempfile::tempdir().unwrap();
-            crate::peft::save_adapter(dir.path(), peft, name).unwrap();
+            crate::peft::save_adapter(dir.path(), peft, &BTreeMap::new(), name).unwrap();
             load_adapter(dir.path(), &model).unwrap()
         };
         let states = |peft: &Peft| -> Vec<f64> {

@@ -4,6 +4,7 @@ use super::*;
 use crate::kernels::Gradients;
 use crate::model::Backward;
 use crate::peft::{Mixing, Policy};
+use crate::train::{Objective, Occasion};
 use candle_core::Var;
 
 /// What one golden folder of tests/golden/families was held against; largest relative deviations.
@@ -48,7 +49,12 @@ fn batch_of(values: &BTreeMap<String, Tensor>) -> Packed {
 }
 
 /// Targets and weights of the case's loss, a row a token.
-fn targets(kind: &str, batch: &Packed, values: &BTreeMap<String, Tensor>) -> Option<(Vec<u32>, Vec<f32>)> {
+fn targets(
+    kind: &str,
+    causal: bool,
+    batch: &Packed,
+    values: &BTreeMap<String, Tensor>,
+) -> Option<(Vec<u32>, Vec<f32>)> {
     match kind {
         "next_token" => {
             let sequences: Vec<Vec<u32>> = (0..3).map(|s| batch.sequence(s).to_vec()).collect();
@@ -61,13 +67,35 @@ fn targets(kind: &str, batch: &Packed, values: &BTreeMap<String, Tensor>) -> Opt
             let weights = labels.iter().map(|&label| if label == NO_LABEL { 0.0 } else { 1.0 }).collect();
             Some((labels.iter().map(|&label| if label == NO_LABEL { 0 } else { label }).collect(), weights))
         }
+        "class" => {
+            let classes = |s| values[&format!("classes_{s}")].to_vec1::<u32>().unwrap()[0];
+            let example =
+                |s| Example { ids: batch.sequence(s).to_vec(), class: Some(classes(s)), ..Example::default() };
+            let examples: Vec<Example> = (0..3).map(example).collect();
+            let prepared = Objective::Classes { last: causal }.prepare(
+                &examples.iter().collect::<Vec<_>>(),
+                Occasion::Evaluation,
+                0,
+            );
+            Some((prepared.targets, prepared.weights))
+        }
         _ => None,
     }
 }
 
+/// The model of a case; a classifier's with its head for classes.
+fn load(name: &str, dtype: DType) -> Transformer {
+    let folder = golden("families").join(name);
+    if json(&folder.join("golden.json"))["loss_kind"] != "class" {
+        return model(&folder, dtype);
+    }
+    let architecture = families::read_config(&folder).unwrap().classifying(3).unwrap();
+    Transformer::load("golden", architecture, &Weights::open(&folder).unwrap(), dtype, &Device::Cpu).unwrap()
+}
+
 /// States and logits in `dtype`; the largest deviation of each.
 fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64, Option<f64>) {
-    let model = model(&golden("families").join(name), dtype);
+    let model = load(name, dtype);
     let batch = batch_of(values);
     let mut keep = Keep::default();
     model.hidden_states(&batch, &Pass::default(), &mut keep).unwrap();
@@ -91,12 +119,16 @@ fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64,
         assert!(*deviation < 1e-5, "{name} {dtype:?}: {key} deviates by {deviation:.1e}");
     }
     let states = largest(deviations.into_iter().map(|(d, _)| d));
-    // A classifier's logits are of texts, not of tokens.
-    let of_tokens = values.get("logits_0").is_some_and(|logits| logits.dims().len() == 2);
-    let logits = of_tokens.then(|| match model.logits(&batch, &Pass::default()) {
-        Ok(logits) => {
-            largest((0..3).map(|s| relative_error(&rows(&logits, &batch, s), &values[&format!("logits_{s}")])))
+    let of_text = |logits: &Tensor, s: usize| {
+        let own = rows(logits, &batch, s);
+        match (model.architecture().classes, model.architecture().causal) {
+            (None, _) => own,
+            (Some(_), true) => own.get(own.dim(0).unwrap() - 1).unwrap(),
+            (Some(_), false) => own.get(0).unwrap(),
         }
+    };
+    let logits = values.contains_key("logits_0").then(|| match model.logits(&batch, &Pass::default()) {
+        Ok(logits) => largest((0..3).map(|s| relative_error(&of_text(&logits, s), &values[&format!("logits_{s}")]))),
         Err(error) => panic!("{name}: {error}"),
     });
     (states, logits)
@@ -106,8 +138,8 @@ fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64,
 fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Option<f64> {
     let batch = batch_of(values);
     let kind = stated["loss_kind"].as_str().unwrap();
-    let (targets, weights) = targets(kind, &batch, values)?;
-    let model = model(&golden("families").join(name), DType::F64);
+    let model = load(name, DType::F64);
+    let (targets, weights) = targets(kind, model.architecture().causal, &batch, values)?;
     let lora = &stated["lora"];
     let config = PeftConfig {
         method: Method::Lora { rank: 3, alpha: 7.5, dropout: 0.0, rank_stabilised: false },

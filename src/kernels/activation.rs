@@ -19,6 +19,8 @@ pub enum Activation {
     Relu,
     /// `x / (1 + exp(-x))`; `silu` and `swish`.
     Silu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
 /// The activation of every element.
@@ -39,6 +41,7 @@ impl Activation {
             Self::GeluTanh => vector::gelu_tanh(x, out),
             Self::Relu => vector::relu(x, out),
             Self::Silu => vector::silu(x, out),
+            Self::Tanh => vector::tanh(x, out),
         }
     }
 
@@ -49,6 +52,7 @@ impl Activation {
             Self::GeluTanh => vector::gelu_tanh_backward(x, gradient, out),
             Self::Relu => vector::relu_backward(x, gradient, out),
             Self::Silu => vector::silu_backward(x, gradient, out),
+            Self::Tanh => vector::tanh_backward_from(x, gradient, out),
         }
     }
 
@@ -98,12 +102,13 @@ mod tests {
             }
             Activation::Relu => x.max(0.0),
             Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Tanh => x.tanh(),
         }
     }
 
     #[test]
     fn the_activations_and_their_gradients() {
-        for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
+        for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh] {
             for shape in [[1, 1], [3, 37]] {
                 let x = (check::normal(&shape, 1) * 2.0).unwrap();
                 let want: Vec<f64> = check::flat(&x).iter().map(|&x| naive(kind, x)).collect();

@@ -531,6 +531,14 @@ vectorised! {
         }
     }
 
+    /// `out = gradient · (1 - tanh²(x))`.
+    fn tanh_backward_from<T>(x: &[T], gradient: &[T], out: &mut [T]) {
+        for ((out, &x), &gradient) in out.iter_mut().zip(x).zip(gradient) {
+            let y = x.tanh();
+            *out = gradient * (T::one() - y * y);
+        }
+    }
+
     /// `out = gradient · (1 - y²)` where `y` is a tanh.
     fn tanh_backward<T>(y: &[T], gradient: &[T], out: &mut [T]) {
         for ((out, &y), &gradient) in out.iter_mut().zip(y).zip(gradient) {

@@ -59,6 +59,8 @@ pub struct Architecture {
     pub activation: Activation,
     /// The language-model head: of the next token, or of a masked one.
     pub head: Head,
+    /// How many classes the head tells apart, where it classifies texts and does not predict tokens.
+    pub classes: Option<usize>,
     /// The activation behind the head's first linear, where it has two.
     pub head_activation: Option<Activation>,
     /// Logits are bent to `cap · tanh(logit / cap)`.
@@ -129,19 +131,36 @@ impl Architecture {
         all
     }
 
+    /// The same with transformers' head for classifying texts in the place of that for tokens; `None` where the family has
+    /// none.
+    #[must_use]
+    pub fn classifying(mut self, classes: usize) -> Option<Self> {
+        let ClassHead { out, out_bias, dense, dense_bias, norm, activation } = self.names.classes;
+        if out.is_empty() {
+            return None;
+        }
+        (self.names.head, self.names.head_bias, self.names.head_norm) = (out, out_bias, norm);
+        (self.names.head_dense, self.names.head_dense_bias) = (dense, dense_bias);
+        (self.head, self.head_activation, self.head_soft_cap) = (Head::Own, activation, None);
+        self.classes = Some(classes);
+        Some(self)
+    }
+
     /// The tensors of the head beyond the embedding table.
     #[must_use]
     pub fn head_tensors(&self) -> BTreeMap<String, Vec<usize>> {
-        let (names, d, e) = (&self.names, self.hidden_size, self.embedding_size);
+        let (names, d) = (&self.names, self.hidden_size);
+        // What the last matrix reads: a classifier has no table whose width it must have.
+        let (rows, e) = self.classes.map_or((self.vocab_size, self.embedding_size), |classes| (classes, d));
         let mut all = BTreeMap::new();
         if self.head == Head::Absent {
             return all;
         }
         if self.head == Head::Own {
-            all.insert(format!("{}.weight", names.head), vec![self.vocab_size, e]);
+            all.insert(format!("{}.weight", names.head), vec![rows, e]);
         }
         if !names.head_bias.is_empty() {
-            all.insert(names.head_bias.to_owned(), vec![self.vocab_size]);
+            all.insert(names.head_bias.to_owned(), vec![rows]);
         }
         if !names.head_dense.is_empty() {
             all.insert(format!("{}.weight", names.head_dense), vec![e, d]);
@@ -538,8 +557,34 @@ pub struct Names {
     pub head_dense_bias: bool,
     /// The norm behind that linear and its activation.
     pub head_norm: &'static str,
+    /// The head that classifies texts.
+    pub classes: ClassHead,
     /// The linears of a block, in the order of [`Role::ALL`].
     pub linears: [&'static str; 9],
+}
+
+/// The names of a head that classifies texts: decoders by their last token, encoders by their first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassHead {
+    /// The last linear, by its whole name; so are the following.
+    pub out: &'static str,
+    /// Its bias, `.bias` included.
+    pub out_bias: &'static str,
+    /// A linear in front.
+    pub dense: &'static str,
+    /// Whether that carries a bias.
+    pub dense_bias: bool,
+    /// The norm behind it and its activation.
+    pub norm: &'static str,
+    /// What stands behind the first linear.
+    pub activation: Option<Activation>,
+}
+
+impl ClassHead {
+    /// A family without one.
+    pub const NONE: Self = Self { out: "", out_bias: "", dense: "", dense_bias: true, norm: "", activation: None };
+    /// One matrix over the last token: every decoder's.
+    pub const SCORE: Self = Self { out: "score", ..Self::NONE };
 }
 
 /// The norms of a sub-layer, inside a block.
@@ -597,6 +642,7 @@ impl Names {
         head_dense: "",
         head_dense_bias: true,
         head_norm: "",
+        classes: ClassHead::NONE,
         linears: [""; 9],
     };
 

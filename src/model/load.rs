@@ -5,6 +5,7 @@ use super::architecture::{Architecture, Head, NormKind, Positions, Role, SubLaye
 use super::block::{Block, Inner, Norms, Projections, Reads};
 use super::distance::DistanceBias;
 use super::embeddings::{Embeddings, Projection};
+use super::initialise::{Initialisation, RandomWeights};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::precision::Precision;
@@ -33,7 +34,10 @@ impl Transformer {
         let architecture = architecture.of_file(source);
         let lacks = |tensor: &String| stored_name(source, tensor).is_none();
         let expected = architecture.tensors();
-        let missing: Vec<&str> = expected.keys().filter(|tensor| lacks(tensor)).map(String::as_str).collect();
+        // A head for classes begins at random where the file has none.
+        let head = architecture.classes.map(|_| architecture.head_tensors()).unwrap_or_default();
+        let needed = expected.keys().filter(|tensor| !head.contains_key(*tensor));
+        let missing: Vec<&str> = needed.filter(|tensor| lacks(tensor)).map(String::as_str).collect();
         if !missing.is_empty() {
             let shown = missing.iter().take(3).copied().collect::<Vec<_>>().join(", ");
             let missing = match missing.len() {
@@ -73,7 +77,7 @@ impl Architecture {
         self.names.prefix = prefix(&self, source);
         let bare = self.names.prefix != usual;
         let lacks = |tensor: &String| stored_name(source, tensor).is_none();
-        if (bare || !self.causal) && self.head_tensors().keys().any(lacks) {
+        if (bare || !self.causal) && self.classes.is_none() && self.head_tensors().keys().any(lacks) {
             self.head = Head::Absent;
         }
         self
@@ -98,9 +102,12 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.stored(name, &stored_name(self.source, name).unwrap_or_else(|| name.to_owned()))
+    }
+
+    fn stored(&self, name: &str, stored: &str) -> Result<Tensor, ModelError> {
         let shape = self.expected.get(name).map(Vec::as_slice).unwrap_or_default();
-        let stored = stored_name(self.source, name).unwrap_or_else(|| name.to_owned());
-        Ok(self.source.load(&stored, shape, self.precision.base, self.device)?)
+        Ok(self.source.load(stored, shape, self.precision.base, self.device)?)
     }
 
     fn tensor_if(&self, wanted: bool, name: &str) -> Result<Option<Tensor>, ModelError> {
@@ -215,19 +222,55 @@ impl Reader<'_> {
     fn head(&self) -> Result<HeadTensors, ModelError> {
         let (a, names) = (self.architecture, &self.architecture.names);
         let there = |name: &str| a.head != Head::Absent && !name.is_empty();
+        let mut fresh = BTreeSet::new();
+        let mut tensor = |name: String| match (a.classes, self.head_name(&name)) {
+            (Some(_), None) => {
+                let made = self.initial(&name)?;
+                fresh.insert(name);
+                Ok(made)
+            }
+            (_, stored) => self.stored(&name, &stored.unwrap_or_else(|| name.clone())),
+        };
         let dense = match there(names.head_dense) {
             false => None,
-            true => Some((
-                self.tensor(&format!("{}.weight", names.head_dense))?,
-                self.tensor_if(names.head_dense_bias, &format!("{}.bias", names.head_dense))?,
-            )),
+            true => {
+                let weight = tensor(format!("{}.weight", names.head_dense))?;
+                let bias = names.head_dense_bias.then(|| tensor(format!("{}.bias", names.head_dense))).transpose()?;
+                Some((weight, bias))
+            }
         };
-        Ok(HeadTensors {
-            weight: self.tensor_if(a.head == Head::Own, &format!("{}.weight", names.head))?,
-            bias: self.tensor_if(there(names.head_bias), names.head_bias)?,
-            dense,
-            norm: there(names.head_norm).then(|| self.norm(names.head_norm)).transpose()?,
-        })
+        let norm = match there(names.head_norm) {
+            false => None,
+            true => {
+                let weight = tensor(format!("{}.weight", names.head_norm))?;
+                let bias = match a.norm {
+                    NormKind::Rms | NormKind::ShiftedRms => None,
+                    NormKind::Layer => Some(tensor(format!("{}.bias", names.head_norm))?),
+                    NormKind::BareLayer => Some(weight.zeros_like()?),
+                };
+                Some(Norm { kind: a.norm, weight, bias, eps: a.norm_eps })
+            }
+        };
+        let weight = (a.head == Head::Own).then(|| tensor(format!("{}.weight", names.head))).transpose()?;
+        let bias = there(names.head_bias).then(|| tensor(names.head_bias.to_owned())).transpose()?;
+        Ok(HeadTensors { weight, bias, dense, norm, fresh })
+    }
+
+    /// The name under which the file has a tensor of the head: a model that was saved without its head may still have the
+    /// pooler, without the prefix.
+    fn head_name(&self, name: &str) -> Option<String> {
+        let bare = || {
+            let usual = self.architecture.names.prefixes.first().filter(|prefix| !prefix.is_empty())?;
+            stored_name(self.source, name.strip_prefix(usual)?)
+        };
+        stored_name(self.source, name).or_else(bare)
+    }
+
+    /// Where a new head begins: matrices N(0, 0.02²), as in transformers, drawn by their names alone.
+    fn initial(&self, name: &str) -> Result<Tensor, ModelError> {
+        let shape = self.expected.get(name).map(Vec::as_slice).unwrap_or_default();
+        let random = RandomWeights::new(self.architecture, Initialisation::Transformers, 0);
+        Ok(random.load(name, shape, self.precision.base, self.device)?)
     }
 }
 

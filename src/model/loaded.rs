@@ -97,15 +97,41 @@ impl LoadedModel {
     pub fn embedded(precision: impl Into<Precision>, device: &Device) -> Result<Self, LoadError> {
         let config = serde_json::from_slice(EMBEDDED_CONFIG).unwrap_or_default();
         let architecture = families::parse_config("embedded config.json", &config).map_err(ModelError::from)?;
-        let tensors =
-            candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, &Device::Cpu).map_err(ModelError::from)?;
-        let transformer = Transformer::load(EMBEDDED, architecture, &InMemory(tensors), precision, device)?;
+        let transformer = Transformer::load(EMBEDDED, architecture, &embedded_weights()?, precision, device)?;
         let tokenizer = TextTokenizer::from_bytes(EMBEDDED_TOKENIZER, Some(EMBEDDED_CONFIG))?;
         let companions = BTreeMap::from([
             ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),
             ("tokenizer.json".to_owned(), EMBEDDED_TOKENIZER.to_vec()),
         ]);
         Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, tokenizer })
+    }
+
+    /// The transformer with a head for `classes` classes, from the same files: `path` is the folder or GGUF file, `None` for
+    /// the embedded model. Where the files have no such head, it begins at random.
+    ///
+    /// # Errors
+    /// The family has no such head, or a file cannot be read.
+    pub fn classifying(
+        &self,
+        classes: usize,
+        path: Option<&Path>,
+        precision: impl Into<Precision>,
+        device: &Device,
+    ) -> Result<Transformer, LoadError> {
+        let architecture = self.transformer.architecture().clone();
+        let family = architecture.family;
+        let architecture = architecture.classifying(classes).ok_or(ModelError::NoClasses { family })?;
+        Ok(match path {
+            None => Transformer::load(EMBEDDED, architecture, &embedded_weights()?, precision, device)?,
+            Some(path) if path.is_file() => {
+                let gguf = Gguf::open(path).map_err(ModelError::from)?;
+                Transformer::load(&self.name, architecture, &gguf, precision, device)?
+            }
+            Some(folder) => {
+                let weights = Weights::open(folder).map_err(ModelError::from)?;
+                Transformer::load(&self.name, architecture, &weights, precision, device)?
+            }
+        })
     }
 
     /// SHA-256 of every weights file by its name.
@@ -152,6 +178,11 @@ fn read_companions(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, LoadError
         }
     }
     Ok(companions)
+}
+
+fn embedded_weights() -> Result<InMemory, LoadError> {
+    let tensors = candle_core::safetensors::load_buffer(EMBEDDED_WEIGHTS, &Device::Cpu).map_err(ModelError::from)?;
+    Ok(InMemory(tensors))
 }
 
 /// Tensors that are in memory already.

@@ -14,8 +14,8 @@ use crate::kernels::{self, AttentionShape, HeadWeights};
 use crate::peft::{BranchObserver, DropoutKey, PassState, Peft};
 use crate::probe::{Probe, Silent, Site};
 use candle_core::{DType, Device, Tensor, Var};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a model could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,12 @@ pub enum ModelError {
         /// The family.
         family: &'static str,
     },
+    /// Classes are wanted of a family whose head for them is not known.
+    #[error("{family} has no head for classes here; leave --label-field out")]
+    NoClasses {
+        /// The family.
+        family: &'static str,
+    },
     /// A hidden state is not finite.
     #[error(
         "text {text}: a hidden state is not finite at {site} layer {layer}; the weights are damaged or overflow their type"
@@ -120,6 +126,8 @@ pub(super) struct HeadTensors {
     /// A linear in front, weight and bias.
     pub(super) dense: Option<(Tensor, Option<Tensor>)>,
     pub(super) norm: Option<Norm>,
+    /// Those of them that the file did not have and that began at random.
+    pub(super) fresh: BTreeSet<String>,
 }
 
 /// A pretrained decoder or encoder: embeddings, blocks, and where the family has them a final norm and a head.
@@ -231,6 +239,29 @@ impl Transformer {
         Ok(variables)
     }
 
+    /// Makes the last linear of a head for classes trainable, and what else of the head began at random; the variables by
+    /// Hugging Face's names.
+    ///
+    /// # Errors
+    /// A tensor cannot be copied.
+    pub fn make_classes_trainable(&mut self) -> Result<BTreeMap<String, Var>, ModelError> {
+        let mut variables = BTreeMap::new();
+        if self.architecture.classes.is_none() {
+            return Ok(variables);
+        }
+        let (trained, names, fresh) =
+            (self.precision.trained(), self.architecture.names.clone(), self.head.fresh.clone());
+        let last = [format!("{}.weight", names.head), names.head_bias.to_owned()];
+        for (name, tensor) in self.tensors_mut() {
+            if last.contains(&name) || fresh.contains(&name) {
+                let variable = Var::from_tensor(&tensor.to_dtype(trained)?)?;
+                *tensor = variable.as_tensor().clone();
+                variables.insert(name, variable);
+            }
+        }
+        Ok(variables)
+    }
+
     /// Every weight by Hugging Face's names.
     #[must_use]
     pub fn tensors(&mut self) -> BTreeMap<String, Tensor> {
@@ -255,7 +286,7 @@ impl Transformer {
             all.push((names.whole(names.embedding_projection, "weight"), weight));
             all.extend(bias.as_mut().map(|bias| (names.whole(names.embedding_projection, "bias"), bias)));
         }
-        let HeadTensors { weight, bias, dense, norm } = &mut self.head;
+        let HeadTensors { weight, bias, dense, norm, .. } = &mut self.head;
         all.extend(weight.as_mut().map(|weight| (format!("{}.weight", names.head), weight)));
         all.extend(bias.as_mut().map(|bias| (names.head_bias.to_owned(), bias)));
         if let Some((weight, bias)) = dense {

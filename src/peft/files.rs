@@ -14,13 +14,15 @@ use crate::persist::{self, PersistError};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The modules of heads for classes that PEFT saves whole.
+const CLASS_MODULES: [&str; 2] = ["classifier", "score"];
 /// What PEFT puts in front of a module's path.
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// Why an adapter cannot be made, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -161,29 +163,44 @@ struct ConfigFile {
     sibo: Option<SiboSection>,
 }
 
-/// Writes an adapter into the existing folder `folder`.
+/// Writes an adapter into the existing folder `folder`, with what of the model's head for classes was trained beside it, by
+/// the names of the model.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn save_adapter(folder: &Path, peft: &Peft, base_model: &str) -> Result<(), AdapterError> {
+pub fn save_adapter(
+    folder: &Path,
+    peft: &Peft,
+    head: &BTreeMap<String, Tensor>,
+    base_model: &str,
+) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for module in peft.iter() {
         let (down, up) = tensor_names(module);
         tensors.insert(down, module.down.detach());
         tensors.insert(up, module.up.detach());
     }
+    tensors.extend(head.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
     weights::save_tensors(&folder.join(WEIGHTS_FILE), &tensors, Some(("format", "pt")))?;
-    let config = config_json(peft, base_model);
+    let config = config_json(peft, head, base_model);
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|source| AdapterError::Malformed { file: CONFIG_FILE.to_owned(), source })?;
     text.push('\n');
     Ok(persist::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?)
 }
 
-fn config_json(peft: &Peft, base_model: &str) -> Value {
+fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_model: &str) -> Value {
     let config = &peft.config;
     // PEFT has no type for masked tokens; without one it wraps the model as it is.
-    let task = if peft.plan.causal { json!("CAUSAL_LM") } else { Value::Null };
+    let task = match (head.is_empty(), peft.plan.causal) {
+        (false, _) => json!("SEQ_CLS"),
+        (true, true) => json!("CAUSAL_LM"),
+        (true, false) => Value::Null,
+    };
+    let saved = match head.is_empty() {
+        true => Value::Null,
+        false => json!(head.keys().map(|name| module_to_save(name)).collect::<BTreeSet<_>>()),
+    };
     let mut json = match config.method {
         Method::Lora { rank, alpha, dropout, rank_stabilised } => json!({
             "peft_type": if config.residual.is_some() { "SIBO_LORA" } else { "LORA" },
@@ -199,7 +216,7 @@ fn config_json(peft: &Peft, base_model: &str) -> Value {
             "fan_in_fan_out": peft.plan.transposed,
             "inference_mode": true,
             "init_lora_weights": true,
-            "modules_to_save": null,
+            "modules_to_save": saved,
             "layers_to_transform": null,
             "rank_pattern": {},
             "alpha_pattern": {},
@@ -214,6 +231,7 @@ fn config_json(peft: &Peft, base_model: &str) -> Value {
             "scaling": scale,
             "placement": placement,
             "bias": "none",
+            "modules_to_save": saved,
         }),
     };
     if let (Some(residual), Some(object)) = (&config.residual, json.as_object_mut()) {
@@ -227,6 +245,15 @@ fn config_json(peft: &Peft, base_model: &str) -> Value {
         object.insert("sibo".to_owned(), json!(section));
     }
     json
+}
+
+/// By what PEFT's `modules_to_save` speaks of a tensor of a head.
+fn module_to_save(tensor: &str) -> &str {
+    let path = tensor.rsplit_once('.').map_or(tensor, |(path, _)| path);
+    match CLASS_MODULES.iter().find(|module| path == **module || path.starts_with(&format!("{module}."))) {
+        Some(module) => module,
+        None => path,
+    }
 }
 
 /// PEFT writes a whole α as an integer.
@@ -250,7 +277,7 @@ pub fn base_model(folder: &Path) -> Result<Option<String>, AdapterError> {
 pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterError> {
     let (file, read) = read_config(folder)?;
     let config = read.to_config(&file, model)?;
-    let base = read.base_model_name_or_path.unwrap_or_else(|| "an unnamed model".to_owned());
+    let base = read.base_model_name_or_path.clone().unwrap_or_else(|| "an unnamed model".to_owned());
 
     let plan = super::Plan::new(model.architecture(), &config)
         .map_err(|source| AdapterError::PlanOfFile { file: file.clone(), source })?;
@@ -276,6 +303,12 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             }
         }
     }
+    // A head for classes that was trained beside the modules: hidden states do not need it.
+    let saved = read.modules_to_save.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    tensors.retain(|name, _| {
+        let path = name.trim_start_matches(PREFIX);
+        !saved.iter().filter_map(Value::as_str).any(|module| path.starts_with(&format!("{module}.")))
+    });
     if !missing.is_empty() || !tensors.is_empty() {
         let unexpected = tensors.into_keys().collect::<Vec<_>>();
         return Err(AdapterError::Mismatch {
@@ -348,7 +381,6 @@ impl ConfigFile {
             Some(_) => true,
         };
         for (key, value) in [
-            ("modules_to_save", &self.modules_to_save),
             ("layers_to_transform", &self.layers_to_transform),
             ("rank_pattern", &self.rank_pattern),
             ("alpha_pattern", &self.alpha_pattern),
@@ -363,6 +395,17 @@ impl ConfigFile {
             if flag == Some(true) {
                 return unsupported(key, "true".to_owned(), "plain LoRA is supported");
             }
+        }
+        let head = |module: &Value| {
+            module
+                .as_str()
+                .is_some_and(|m| CLASS_MODULES.contains(&m) || m.ends_with("pooler.dense") || m.ends_with("pooler"))
+        };
+        if let Some(saved) = self.modules_to_save.as_ref().filter(|saved| !saved.is_null())
+            && !saved.as_array().is_some_and(|list| list.iter().all(head))
+        {
+            let remedy = "heads for classes (classifier, score) are; the embedding table and norms are not";
+            return unsupported("modules_to_save", saved.to_string(), remedy);
         }
         if let Some(bias) = &self.bias
             && bias != "none"

@@ -11,6 +11,7 @@ mod plan;
 pub use branch_pass::{BranchObserver, BranchPass};
 pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
 pub use dose::Dose;
+pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};
 pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
 
@@ -132,6 +133,14 @@ impl Peft {
             }
         }
         Ok(variables)
+    }
+
+    /// The names of the tensors in an adapter file.
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
+        self.iter().flat_map(|module| {
+            let (down, up) = files::tensor_names(module);
+            [down, up]
+        })
     }
 
     /// The same modules with tensors that record no gradient.

@@ -284,7 +284,7 @@ impl Since {
 fn example(text: &Text) -> Example {
     let n = text.ids.len();
     let loss = (0..n).map(|i| i > 0).collect();
-    Example { ids: text.ids.clone(), loss, response: 0, special: vec![false; n] }
+    Example { ids: text.ids.clone(), loss, response: 0, special: vec![false; n], ..Example::default() }
 }
 
 fn validation_texts(recipe: &Recipe) -> Vec<Text> {

@@ -84,6 +84,12 @@ pub struct TrainConfig {
     /// Share of the tokens that an encoder is to predict; unset: 0.15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_share: Option<f64>,
+    /// The field that names each text's class; unset: tokens are learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_field: Option<String>,
+    /// The field of the text beside it; unset: `text`, or `sentence1` and `sentence2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
     /// How records become text.
     pub template: String,
     /// Keep the file's order.
@@ -138,6 +144,8 @@ impl Default for TrainConfig {
             patience: 0,
             loss_on: LossOn::All,
             mask_share: None,
+            label_field: None,
+            field: None,
             template: "alpaca".to_owned(),
             no_shuffle: false,
             seed: 42,

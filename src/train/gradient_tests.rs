@@ -25,6 +25,7 @@ pub(super) fn examples() -> Vec<Example> {
         loss: (0..length).map(|i| i > first % 3).collect(),
         response: 0,
         special: vec![false; length],
+        ..Example::default()
     };
     vec![example(9, 1), example(4, 5), example(13, 3), example(2, 0)]
 }

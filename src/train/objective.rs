@@ -14,6 +14,11 @@ pub enum Objective {
     NextToken,
     /// Tokens that were hidden: for encoders.
     MaskedTokens(Masking),
+    /// The class of each text, by its first token or its last.
+    Classes {
+        /// Whether the last token answers, as in decoders.
+        last: bool,
+    },
 }
 
 /// How tokens are hidden (Devlin et al., 2019, drawn anew every step as in RoBERTa and transformers'
@@ -73,6 +78,21 @@ impl Objective {
                 let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
                 let (targets, weights) = targets_and_weights(examples);
                 Prepared { batch: Packed::from_sequences(&sequences), targets, weights }
+            }
+            Self::Classes { last } => {
+                let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+                let types: Vec<&[u32]> = examples.iter().map(|e| e.types.as_slice()).collect();
+                let batch = Packed::from_sequences(&sequences).with_types(&types);
+                let (mut targets, mut weights) = (vec![0; batch.ids.len()], vec![0.0; batch.ids.len()]);
+                for (index, example) in examples.iter().enumerate() {
+                    let rows = batch.rows(index);
+                    let row = if *last { rows.end.saturating_sub(1) } else { rows.start };
+                    let places = targets.get_mut(row).zip(weights.get_mut(row));
+                    if let (Some(class), Some((target, weight)), false) = (example.class, places, rows.is_empty()) {
+                        (*target, *weight) = (class, 1.0);
+                    }
+                }
+                Prepared { batch, targets, weights }
             }
             Self::MaskedTokens(masking) => {
                 let hidden = (first..).zip(examples).map(|(index, example)| masking.hide(example, occasion, index));
@@ -136,6 +156,7 @@ mod tests {
             loss: (0..length).map(|i| i > 0).collect(),
             response: 0,
             special: (0..length).map(|i| i == 0 || i + 1 == length).collect(),
+            ..Example::default()
         }
     }
 

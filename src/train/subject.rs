@@ -2,9 +2,9 @@
 
 use super::{Objective, TrainError};
 use crate::model::{Pass, Transformer, weights};
-use crate::peft::{DropoutKey, Peft, save_adapter};
+use crate::peft::{DropoutKey, PREFIX, Peft, save_adapter};
 use candle_core::{Tensor, Var};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A model under training, and the variables that training moves.
@@ -18,12 +18,14 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Trains `peft` on the frozen `model`.
+    /// Trains `peft` on the frozen `model`, and with it the model's head for classes, if it has one.
     ///
     /// # Errors
     /// A tensor cannot be made a variable.
-    pub fn adapter(model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
-        let variables = peft.variables()?;
+    pub fn adapter(mut model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
+        let mut variables = peft.variables()?;
+        let head = model.make_classes_trainable()?;
+        variables.extend(head.into_iter().map(|(name, variable)| (format!("{PREFIX}{name}"), variable)));
         Ok(Self { model, peft: Some(peft), variables, checkpointing: false, objective: Objective::NextToken })
     }
 
@@ -96,7 +98,7 @@ impl Subject {
     /// The folder cannot be written.
     pub fn save(&self, folder: &Path, base_model: &str) -> Result<(), TrainError> {
         match &self.peft {
-            Some(peft) => save_adapter(folder, peft, base_model)?,
+            Some(peft) => save_adapter(folder, peft, &self.head(), base_model)?,
             None => {
                 let as_stored = |(name, v): (&String, &Var)| {
                     Ok((name.clone(), self.turned(name, &v.as_detached_tensor())?.contiguous()?))
@@ -108,6 +110,13 @@ impl Subject {
             }
         }
         Ok(())
+    }
+
+    /// What of the model itself is trained beside PEFT modules, by its name in the model.
+    fn head(&self) -> BTreeMap<String, Tensor> {
+        let modules: BTreeSet<String> = self.peft.iter().flat_map(Peft::tensor_names).collect();
+        let others = self.variables.iter().filter(|(name, _)| !modules.contains(*name));
+        others.map(|(name, v)| (name.trim_start_matches(PREFIX).to_owned(), v.as_detached_tensor())).collect()
     }
 
     /// A tensor in the files' layout from one in ours, or the reverse.

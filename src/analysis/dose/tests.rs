@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::analysis::dose_grid::{DosedLayers, dose_points};
 use crate::model::families;
@@ -44,6 +46,7 @@ fn examples() -> Vec<Example> {
         response: 2,
         special: text.special,
         ids: text.ids,
+        ..Example::default()
     };
     texts().into_iter().rev().map(example).collect()
 }
@@ -147,8 +150,8 @@ fn doses_change_no_file_and_are_refused_where_they_make_no_sense() {
     let dose = |lambda| Dose { lambda, arm: Arm::None };
     let doses = vec![dose(0.9); 3];
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    save_adapter(a.path(), &peft, "m").unwrap();
-    save_adapter(b.path(), &peft.with_doses(&doses).unwrap(), "m").unwrap();
+    save_adapter(a.path(), &peft, &BTreeMap::new(), "m").unwrap();
+    save_adapter(b.path(), &peft.with_doses(&doses).unwrap(), &BTreeMap::new(), "m").unwrap();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         assert_eq!(std::fs::read(a.path().join(name)).unwrap(), std::fs::read(b.path().join(name)).unwrap());
     }

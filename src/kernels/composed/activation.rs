@@ -34,6 +34,7 @@ impl Activation {
             Self::GeluTanh => x * inner_tanh(x)?.affine(0.5, 0.5)?,
             Self::Relu => x.relu(),
             Self::Silu => x * sigmoid(x)?,
+            Self::Tanh => x.tanh(),
         }
     }
 
@@ -57,6 +58,7 @@ impl Activation {
                 let bend = (&sigmoid * sigmoid.affine(-1.0, 1.0)?)?;
                 sigmoid + (x * bend)?
             }
+            Self::Tanh => x.tanh()?.sqr()?.affine(-1.0, 1.0),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::bert::{self, like_bert};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, Names, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, Names, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "albert.",
@@ -13,6 +13,7 @@ const NAMES: Names = Names {
     head_bias: "predictions.bias",
     head_dense: "predictions.dense",
     head_norm: "predictions.LayerNorm",
+    classes: ClassHead { dense: "albert.pooler", ..bert::NAMES.classes },
     linears: [
         "albert_layers.0.attention.query",
         "albert_layers.0.attention.key",

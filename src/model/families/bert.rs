@@ -2,7 +2,8 @@
 
 use super::common::{Defaults, encoder};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, Names, SubLayerNorms};
+use crate::kernels::Activation;
+use crate::model::architecture::{Architecture, ClassHead, Names, SubLayerNorms};
 
 /// The names of BERT, which its relatives share but for the prefix and the head.
 pub(super) const NAMES: Names = Names {
@@ -17,6 +18,13 @@ pub(super) const NAMES: Names = Names {
     head_bias: "cls.predictions.bias",
     head_dense: "cls.predictions.transform.dense",
     head_norm: "cls.predictions.transform.LayerNorm",
+    classes: ClassHead {
+        out: "classifier",
+        out_bias: "classifier.bias",
+        dense: "bert.pooler.dense",
+        activation: Some(Activation::Tanh),
+        ..ClassHead::NONE
+    },
     linears: [
         "attention.self.query",
         "attention.self.key",

@@ -2,7 +2,7 @@
 
 use super::common::{Defaults, decoder, refuse_flag};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, FusedOrder, Names, Positions, Role, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, FusedOrder, Names, Positions, Role, SubLayerNorms};
 
 pub(super) const NAMES: Names = Names {
     prefix: "transformer.",
@@ -13,6 +13,7 @@ pub(super) const NAMES: Names = Names {
     norms: SubLayerNorms::before("input_layernorm", "post_attention_layernorm"),
     final_norm: "ln_f",
     head: "lm_head",
+    classes: ClassHead::SCORE,
     linears: [
         "",
         "",

@@ -102,6 +102,7 @@ pub(super) fn decoder(
             true => Head::Tied,
             false => Head::Own,
         },
+        classes: None,
         head_activation: None,
         head_soft_cap: None,
         biased: Vec::new(),

@@ -3,7 +3,8 @@
 use super::bert;
 use super::common::{Defaults, encoder};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, Names, SubLayerNorms};
+use crate::kernels::Activation;
+use crate::model::architecture::{Architecture, ClassHead, Names, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "distilbert.",
@@ -14,6 +15,7 @@ const NAMES: Names = Names {
     head_bias: "vocab_projector.bias",
     head_dense: "vocab_transform",
     head_norm: "vocab_layer_norm",
+    classes: ClassHead { dense: "pre_classifier", activation: Some(Activation::Relu), ..bert::NAMES.classes },
     linears: [
         "attention.q_lin",
         "attention.k_lin",

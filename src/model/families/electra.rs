@@ -2,8 +2,9 @@
 
 use super::bert::{self, like_bert};
 use super::config::{Config, ConfigError};
+use super::roberta;
 use crate::kernels::Activation;
-use crate::model::architecture::{Architecture, Names};
+use crate::model::architecture::{Architecture, ClassHead, Names};
 
 const NAMES: Names = Names {
     prefix: "electra.",
@@ -12,6 +13,7 @@ const NAMES: Names = Names {
     head_bias: "generator_lm_head.bias",
     head_dense: "generator_predictions.dense",
     head_norm: "generator_predictions.LayerNorm",
+    classes: ClassHead { activation: Some(Activation::Gelu), ..roberta::CLASSES },
     ..bert::NAMES
 };
 

@@ -2,7 +2,7 @@
 
 use super::common::{Defaults, decoder, refuse_flag};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, H0Kind, Names, Role, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, H0Kind, Names, Role, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "transformer.",
@@ -13,6 +13,7 @@ const NAMES: Names = Names {
     norms: SubLayerNorms::before("ln_1", "ln_2"),
     final_norm: "ln_f",
     head: "lm_head",
+    classes: ClassHead::SCORE,
     linears: ["", "", "", "attn.c_attn", "attn.c_proj", "", "mlp.c_fc", "", "mlp.c_proj"],
     ..Names::NONE
 };

@@ -3,7 +3,7 @@
 use super::common::{Defaults, decoder, rope};
 use super::config::{Config, ConfigError};
 use crate::kernels::Pairing;
-use crate::model::architecture::{Architecture, FusedOrder, Names, Positions, Role, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, FusedOrder, Names, Positions, Role, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "gpt_neox.",
@@ -13,6 +13,7 @@ const NAMES: Names = Names {
     norms: SubLayerNorms::before("input_layernorm", "post_attention_layernorm"),
     final_norm: "final_layer_norm",
     head: "embed_out",
+    classes: ClassHead::SCORE,
     linears: [
         "",
         "",

@@ -3,7 +3,7 @@
 use super::common::{Defaults, decoder, rope};
 use super::config::{Config, ConfigError};
 use crate::kernels::Pairing;
-use crate::model::architecture::{Architecture, Names, Positions, Role, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, Names, Positions, Role, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "transformer.",
@@ -14,6 +14,7 @@ const NAMES: Names = Names {
     final_norm: "ln_f",
     head: "lm_head",
     head_bias: "lm_head.bias",
+    classes: ClassHead::SCORE,
     linears: ["attn.q_proj", "attn.k_proj", "attn.v_proj", "", "attn.out_proj", "", "mlp.fc_in", "", "mlp.fc_out"],
     ..Names::NONE
 };

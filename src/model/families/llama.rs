@@ -3,7 +3,7 @@
 use super::common::{Defaults, decoder, llama_biases, rope};
 use super::config::{Config, ConfigError};
 use crate::kernels::Pairing;
-use crate::model::architecture::{Architecture, Names, Positions, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, Names, Positions, SubLayerNorms};
 
 /// LLaMA's names, which most decoders after it share.
 pub(super) const NAMES: Names = Names {
@@ -14,6 +14,7 @@ pub(super) const NAMES: Names = Names {
     norms: SubLayerNorms::before("input_layernorm", "post_attention_layernorm"),
     final_norm: "norm",
     head: "lm_head",
+    classes: ClassHead::SCORE,
     linears: [
         "self_attn.q_proj",
         "self_attn.k_proj",

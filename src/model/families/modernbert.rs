@@ -3,7 +3,7 @@
 use super::common::{Defaults, encoder, reaches, two_ropes};
 use super::config::{Config, ConfigError};
 use crate::kernels::Activation;
-use crate::model::architecture::{Architecture, Names, NormKind, Positions, Role, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, Names, NormKind, Positions, Role, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "model.",
@@ -16,6 +16,14 @@ const NAMES: Names = Names {
     head_bias: "decoder.bias",
     head_dense: "head.dense",
     head_norm: "head.norm",
+    classes: ClassHead {
+        out: "classifier",
+        out_bias: "classifier.bias",
+        dense: "head.dense",
+        dense_bias: false,
+        norm: "head.norm",
+        activation: Some(Activation::Gelu),
+    },
     linears: ["", "", "", "attn.Wqkv", "attn.Wo", "", "", "mlp.Wi", "mlp.Wo"],
     ..Names::NONE
 };
@@ -34,6 +42,10 @@ pub(super) fn architecture(config: &Config<'_>) -> Result<Architecture, ConfigEr
         a.biased.extend([Role::GateUp, Role::Down]);
     }
     a.names.head_dense_bias = flag("classifier_bias")?;
+    a.names.classes.dense_bias = a.names.head_dense_bias;
+    if config.text("classifier_pooling")?.is_some_and(|pooling| pooling != "cls") {
+        a.names.classes = ClassHead::NONE;
+    }
     a.head_activation = match config.text("classifier_activation")?.as_deref() {
         None | Some("gelu") => Some(Activation::Gelu),
         Some(other) => {

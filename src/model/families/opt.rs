@@ -2,7 +2,7 @@
 
 use super::common::{Defaults, decoder, refuse_flag};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, H0Kind, Names, Positions, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, H0Kind, Names, Positions, SubLayerNorms};
 
 const NAMES: Names = Names {
     prefix: "model.decoder.",
@@ -14,6 +14,7 @@ const NAMES: Names = Names {
     norms: SubLayerNorms::before("self_attn_layer_norm", "final_layer_norm"),
     final_norm: "final_layer_norm",
     head: "lm_head",
+    classes: ClassHead::SCORE,
     linears: [
         "self_attn.q_proj",
         "self_attn.k_proj",

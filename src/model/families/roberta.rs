@@ -3,7 +3,16 @@
 use super::bert::{self, like_bert};
 use super::config::{Config, ConfigError};
 use crate::kernels::Activation;
-use crate::model::architecture::{Architecture, Names, Positions};
+use crate::model::architecture::{Architecture, ClassHead, Names, Positions};
+
+/// RoBERTa's head, which ELECTRA shares but for the activation.
+pub(super) const CLASSES: ClassHead = ClassHead {
+    out: "classifier.out_proj",
+    out_bias: "classifier.out_proj.bias",
+    dense: "classifier.dense",
+    activation: Some(Activation::Tanh),
+    ..ClassHead::NONE
+};
 
 const NAMES: Names = Names {
     prefix: "roberta.",
@@ -11,6 +20,7 @@ const NAMES: Names = Names {
     head_bias: "lm_head.bias",
     head_dense: "lm_head.dense",
     head_norm: "lm_head.layer_norm",
+    classes: CLASSES,
     ..bert::NAMES
 };
 

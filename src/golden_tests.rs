@@ -2,6 +2,7 @@
 
 mod bert;
 mod each_family;
+mod gguf;
 mod sites;
 
 use crate::data::{Example, Packed};

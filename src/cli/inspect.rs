@@ -100,7 +100,9 @@ fn architecture(args: &InspectArgs) -> Result<(Architecture, Vec<String>)> {
     };
     let gguf = Gguf::open(path).map_err(ModelError::from)?;
     let config = gguf.config_json().map_err(ModelError::from)?;
-    Ok((families::parse_config(&path.display().to_string(), &config)?, Vec::new()))
+    let architecture = families::parse_config(&path.display().to_string(), &config)?.of_file(&gguf);
+    let unread = architecture.unread(&gguf);
+    Ok((architecture, unread))
 }
 
 fn print_text(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Option<(&PeftConfig, &Plan)>) {

@@ -42,7 +42,7 @@ fn largest(deviations: impl IntoIterator<Item = f64>) -> f64 {
     })
 }
 
-fn batch_of(values: &BTreeMap<String, Tensor>) -> Packed {
+pub(super) fn batch_of(values: &BTreeMap<String, Tensor>) -> Packed {
     let list = |key: &str| (0..3).map(|s| values[&format!("{key}_{s}")].to_vec1().unwrap()).collect::<Vec<Vec<u32>>>();
     let batch = Packed::from_sequences(&list("ids"));
     if values.contains_key("types_0") { batch.with_types(&list("types")) } else { batch }
@@ -95,7 +95,11 @@ fn load(name: &str, dtype: DType) -> Transformer {
 
 /// States and logits in `dtype`; the largest deviation of each.
 fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64, Option<f64>) {
-    let model = load(name, dtype);
+    forward_of(&load(name, dtype), &format!("{name} {dtype:?}"), values)
+}
+
+/// States and logits of a model that may have come another way; the largest deviation of each.
+pub(super) fn forward_of(model: &Transformer, name: &str, values: &BTreeMap<String, Tensor>) -> (f64, Option<f64>) {
     let batch = batch_of(values);
     let mut keep = Keep::default();
     model.hidden_states(&batch, &Pass::default(), &mut keep).unwrap();
@@ -116,7 +120,7 @@ fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64,
         deviations.push((relative_error(&rows(&h0, &batch, s), &values[&format!("h0_{s}")]), format!("h0_{s}")));
     }
     for (deviation, key) in &deviations {
-        assert!(*deviation < 1e-5, "{name} {dtype:?}: {key} deviates by {deviation:.1e}");
+        assert!(*deviation < 1e-5, "{name}: {key} deviates by {deviation:.1e}");
     }
     let states = largest(deviations.into_iter().map(|(d, _)| d));
     let of_text = |logits: &Tensor, s: usize| {

@@ -1,15 +1,19 @@
-//! A GGUF file of the LLaMA family under Hugging Face's names: configuration, and tensors widened from
+//! A GGUF file of a supported family under Hugging Face's names: configuration, and tensors widened from
 //! their quantised blocks.
 //!
-//! llama.cpp stores each head's query and key rows so that the two halves of a rotary pair are neighbours;
-//! Hugging Face's rotary embedding takes the pair (i, i + half). The rows are put back in that order here:
-//! read as stored, the model is only somewhat worse, not garbage.
+//! In files of the architecture `llama`, each head's query and key rows stand so that the two halves of a rotary
+//! pair are neighbours; Hugging Face's rotary embedding takes the pair (i, i + half). The rows are put back in that
+//! order here: read as stored, the model is only somewhat worse, not garbage. The same goes for the 1 that is added
+//! to the weights of Gemma's norms.
+
+mod config;
+mod names;
 
 use crate::model::gguf_header::{self, Block, Header, Value};
 use crate::model::weights::{TensorSource, WeightsError, one_line};
 use candle_core::quantized::gguf_file::TensorInfo;
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Value as Json, json};
+use names::{Change, Family};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -20,30 +24,35 @@ const OTHER_EXPORT: &str = "use an export that this program reads, such as the m
 pub struct Gguf {
     path: PathBuf,
     header: Header,
-}
-
-/// Which rows of a tensor llama.cpp reordered.
-#[derive(Clone, Copy, PartialEq)]
-enum Rows {
-    AsTheyAre,
-    Queries,
-    Keys,
+    family: Family,
 }
 
 impl Gguf {
     /// Opens `path` and checks its header.
     ///
     /// # Errors
-    /// The file cannot be read, is cut off, claims more than it holds, or is of another family than LLaMA's.
+    /// The file cannot be read, is cut off, claims more than it holds, is one of several parts, or is of a family
+    /// that is not read.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let gguf = Self { path: path.to_path_buf(), header: gguf_header::read(path)? };
-        let family = gguf.text("general.architecture").unwrap_or("(none)");
-        if family != "llama" {
-            let problem = format!("general.architecture is {}; only llama is read", one_line(family));
-            return Err(gguf.refuse(problem));
+        let header = gguf_header::read(path)?;
+        let named = match header.metadata.get("general.architecture") {
+            Some(Value::Text(name)) => name.as_str(),
+            _ => "(none)",
+        };
+        let Some(family) = Family::named(named) else {
+            let known = Family::known();
+            let problem = format!("general.architecture is {}; read are {known}", one_line(named));
+            return Err(WeightsError::File { file: path.display().to_string(), problem, remedy: OTHER_EXPORT });
+        };
+        let gguf = Self { path: path.to_path_buf(), header, family };
+        let experts = gguf.key("expert_count");
+        if gguf.number(&experts).is_some_and(|n| n > 0.0) {
+            return Err(gguf.bad_key(&experts, "mixtures of experts are not read"));
         }
-        if gguf.number("llama.expert_count").is_some_and(|n| n > 0.0) {
-            return Err(gguf.refuse("llama.expert_count: mixtures of experts are not read".to_string()));
+        if gguf.number("split.count").is_some_and(|n| n > 1.0) {
+            let remedy = "join the parts with llama.cpp's llama-gguf-split --merge";
+            let problem = "is one of several parts (key split.count)".to_owned();
+            return Err(WeightsError::File { file: path.display().to_string(), problem, remedy });
         }
         Ok(gguf)
     }
@@ -52,89 +61,6 @@ impl Gguf {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The model's configuration in the spelling of Hugging Face's `config.json`.
-    ///
-    /// # Errors
-    /// A required key is missing or no number, or the rotary scaling is of a kind that is not read.
-    pub fn config_json(&self) -> Result<Json, WeightsError> {
-        let hidden = self.whole("llama.embedding_length")?;
-        let heads = self.whole("llama.attention.head_count")?;
-        let head_dim = match self.optional("llama.rope.dimension_count")? {
-            Some(n) => n,
-            None => hidden.checked_div(heads).ok_or_else(|| self.bad_key("llama.attention.head_count", "is 0"))?,
-        };
-        let vocab = match self.header.tensors.get("token_embd.weight").and_then(|block| block.shape.first()) {
-            Some(&rows) => rows as u64,
-            None => self.whole("llama.vocab_size")?,
-        };
-        let mut config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "intermediate_size": self.whole("llama.feed_forward_length")?,
-            "num_hidden_layers": self.whole("llama.block_count")?,
-            "num_attention_heads": heads,
-            "num_key_value_heads": self.optional("llama.attention.head_count_kv")?.unwrap_or(heads),
-            "head_dim": head_dim,
-            "vocab_size": vocab,
-            "max_position_embeddings": self.whole("llama.context_length")?,
-            "rms_norm_eps": self.real("llama.attention.layer_norm_rms_epsilon")?,
-            "rope_theta": self.number("llama.rope.freq_base").map_or(10000.0, shortest),
-            "hidden_act": "silu",
-            "attention_bias": self.header.tensors.contains_key("blk.0.attn_q.bias"),
-            "mlp_bias": self.header.tensors.contains_key("blk.0.ffn_down.bias"),
-            "tie_word_embeddings": !self.header.tensors.contains_key("output.weight"),
-        });
-        let scaling = self.rope_scaling(head_dim)?;
-        if let Some(map) = config.as_object_mut() {
-            let ids =
-                [("bos_token_id", "tokenizer.ggml.bos_token_id"), ("eos_token_id", "tokenizer.ggml.eos_token_id")];
-            for (name, key) in ids {
-                if let Some(id) = self.optional(key)? {
-                    map.insert(name.to_string(), json!(id));
-                }
-            }
-            if let Some(scaling) = scaling {
-                map.insert("rope_scaling".to_string(), scaling);
-            }
-        }
-        Ok(config)
-    }
-
-    /// Hugging Face's `rope_scaling`. LLaMA 3.1's is stored as a factor per frequency; its parameters are
-    /// the published ones (low 1, high 4, 8192 positions) and a largest factor, which must reproduce it.
-    fn rope_scaling(&self, head_dim: u64) -> Result<Option<Json>, WeightsError> {
-        match self.text("llama.rope.scaling.type") {
-            None | Some("none") => {}
-            Some("linear") => {
-                let factor = self.real("llama.rope.scaling.factor")?;
-                return Ok(Some(json!({"rope_type": "linear", "factor": factor})));
-            }
-            Some(other) => {
-                let problem = format!("{} is not read", one_line(other));
-                return Err(self.bad_key("llama.rope.scaling.type", &problem));
-            }
-        }
-        let Some(block) = self.header.tensors.get("rope_freqs.weight") else { return Ok(None) };
-        let stored = self.widen("rope_freqs.weight", block)?.flatten_all().and_then(|t| t.to_vec1::<f32>());
-        let stored = stored.map_err(|e| self.broken("rope_freqs.weight", e))?;
-        let factor = stored.iter().copied().fold(1.0f32, f32::max);
-        let theta = self.number("llama.rope.freq_base").map_or(10000.0, shortest);
-        let expected = llama3_factors(head_dim, theta, f64::from(factor));
-        let close = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() <= 1e-3 * b;
-        if stored.len() != expected.len() || !stored.iter().zip(&expected).all(close) {
-            let problem = "its rotary factors are not LLaMA 3.1's (low 1, high 4, 8192 positions)";
-            return Err(WeightsError::tensor(&self.path, "rope_freqs.weight", problem, OTHER_EXPORT));
-        }
-        Ok(Some(json!({
-            "rope_type": "llama3",
-            "factor": f64::from(factor),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        })))
     }
 
     /// The widened tensor as it is stored, in f32 on the CPU.
@@ -149,6 +75,21 @@ impl Gguf {
         info.read(&mut file, block.start, &Device::Cpu)
             .and_then(|blocks| blocks.dequantize(&Device::Cpu))
             .map_err(|e| self.broken(stored, e))
+    }
+
+    /// The values before llama.cpp's converter changed them.
+    fn as_before(&self, stored: &str, tensor: Tensor) -> Result<Tensor, WeightsError> {
+        let queries = || self.whole(&self.key("attention.head_count"));
+        let changed = match self.family.change(stored) {
+            Change::Nothing => Ok(tensor),
+            Change::QueryRows => self.half_split(&tensor, queries()?),
+            Change::KeyRows => {
+                let keys = self.optional(&self.key("attention.head_count_kv"))?;
+                self.half_split(&tensor, keys.map_or_else(queries, Ok)?)
+            }
+            Change::OneAdded => tensor.affine(1.0, -1.0),
+        };
+        changed.map_err(|e| self.broken(stored, e))
     }
 
     /// Each head's rows from (pair, half) order back to (half, pair).
@@ -218,12 +159,12 @@ impl Gguf {
 
 impl TensorSource for Gguf {
     fn contains(&self, name: &str) -> bool {
-        stored_name(name).is_some_and(|(stored, _)| self.header.tensors.contains_key(&stored))
+        self.family.stored(name).is_some_and(|stored| self.header.tensors.contains_key(&stored))
     }
 
     fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
         let missing = || WeightsError::missing(&self.path, name);
-        let (stored, rows) = stored_name(name).ok_or_else(missing)?;
+        let stored = self.family.stored(name).ok_or_else(missing)?;
         let block = self.header.tensors.get(&stored).ok_or_else(missing)?;
         if block.shape != shape {
             return Err(WeightsError::Shape {
@@ -233,20 +174,8 @@ impl TensorSource for Gguf {
                 expected: shape.to_vec(),
             });
         }
-        let heads = match rows {
-            Rows::AsTheyAre => None,
-            Rows::Queries => Some(self.whole("llama.attention.head_count")?),
-            Rows::Keys => {
-                let queries = self.whole("llama.attention.head_count")?;
-                Some(self.optional("llama.attention.head_count_kv")?.unwrap_or(queries))
-            }
-        };
         let bad = |e: candle_core::Error| self.broken(&stored, e);
-        let mut tensor = self.widen(&stored, block)?;
-        if let Some(heads) = heads {
-            tensor = self.half_split(&tensor, heads).map_err(bad)?;
-        }
-        let tensor = tensor.to_dtype(dtype).map_err(bad)?;
+        let tensor = self.as_before(&stored, self.widen(&stored, block)?)?.to_dtype(dtype).map_err(bad)?;
         let values = tensor.flatten_all().and_then(|t| t.to_dtype(DType::F32)?.to_vec1::<f32>()).map_err(bad)?;
         let count = values.iter().filter(|v| !v.is_finite()).count();
         if count > 0 {
@@ -262,68 +191,12 @@ impl TensorSource for Gguf {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names = self.header.tensors.keys().filter_map(|stored| public_name(stored)).collect::<Vec<_>>();
+        // The configuration holds what these factors say.
+        let weights = self.header.tensors.keys().filter(|stored| *stored != "rope_freqs.weight");
+        let mut names = weights.map(|stored| self.family.public(stored)).collect::<Vec<_>>();
         names.sort();
         names
     }
-}
-
-/// Names outside the layers: llama.cpp's and Hugging Face's.
-const OUTSIDE: [(&str, &str); 3] =
-    [("token_embd.", "model.embed_tokens."), ("output_norm.", "model.norm."), ("output.", "lm_head.")];
-
-/// Names within a layer, and whose rows are reordered.
-const WITHIN: [(&str, &str, Rows); 9] = [
-    ("attn_norm.", "input_layernorm.", Rows::AsTheyAre),
-    ("attn_q.", "self_attn.q_proj.", Rows::Queries),
-    ("attn_k.", "self_attn.k_proj.", Rows::Keys),
-    ("attn_v.", "self_attn.v_proj.", Rows::AsTheyAre),
-    ("attn_output.", "self_attn.o_proj.", Rows::AsTheyAre),
-    ("ffn_norm.", "post_attention_layernorm.", Rows::AsTheyAre),
-    ("ffn_gate.", "mlp.gate_proj.", Rows::AsTheyAre),
-    ("ffn_up.", "mlp.up_proj.", Rows::AsTheyAre),
-    ("ffn_down.", "mlp.down_proj.", Rows::AsTheyAre),
-];
-
-/// Hugging Face's name to llama.cpp's.
-fn stored_name(name: &str) -> Option<(String, Rows)> {
-    if let Some((layer, part)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
-        let renamed = |(theirs, ours, rows): &(&str, &str, Rows)| {
-            part.strip_prefix(ours).map(|end| (format!("blk.{layer}.{theirs}{end}"), *rows))
-        };
-        return WITHIN.iter().find_map(renamed);
-    }
-    let renamed = |(theirs, ours): &(&str, &str)| name.strip_prefix(ours).map(|end| format!("{theirs}{end}"));
-    OUTSIDE.iter().find_map(renamed).map(|stored| (stored, Rows::AsTheyAre))
-}
-
-/// llama.cpp's name to Hugging Face's; none for what is no weight, such as rotary factors.
-fn public_name(stored: &str) -> Option<String> {
-    if let Some((layer, part)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        let renamed = |(theirs, ours, _): &(&str, &str, Rows)| {
-            part.strip_prefix(theirs).map(|end| format!("model.layers.{layer}.{ours}{end}"))
-        };
-        return WITHIN.iter().find_map(renamed);
-    }
-    OUTSIDE.iter().find_map(|(theirs, ours)| stored.strip_prefix(theirs).map(|end| format!("{ours}{end}")))
-}
-
-/// LLaMA 3.1's division of each rotary frequency (transformers, `_compute_llama3_parameters`).
-fn llama3_factors(head_dim: u64, theta: f64, factor: f64) -> Vec<f64> {
-    let (low, high, positions) = (1.0, 4.0, 8192.0);
-    let one = |pair: u64| {
-        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * pair as f64 / head_dim as f64);
-        if wavelength < positions / high {
-            1.0
-        } else if wavelength > positions / low {
-            factor
-        } else {
-            let smooth = (positions / wavelength - low) / (high - low);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
-    };
-    // A head has at most a few hundred pairs; a claim beyond that cannot match what is stored.
-    (0..(head_dim / 2).min(65_536)).map(one).collect()
 }
 
 /// The number that a 32-bit value was written as: 1e-5, not 9.99999974e-6.
@@ -334,8 +207,10 @@ fn shortest(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::config::llama3_factors;
     use super::*;
     use crate::model::gguf_header::tests::{File as Made, Item};
+    use serde_json::{Value as Json, json};
 
     fn smollm() -> Option<PathBuf> {
         let shared = std::env::var_os("SMOOTH_PROBE_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
@@ -456,12 +331,95 @@ mod tests {
         assert!(Gguf::open(&yarn).unwrap().config_json().unwrap_err().to_string().contains("yarn is not read"));
     }
 
+    /// The keys that every family needs, without tensors.
+    fn keys(family: &str, layers: u32) -> Made {
+        let made = Made::default().key("general.architecture", Item::Text(family));
+        let key = |name: &str| format!("{family}.{name}");
+        made.key(&key("embedding_length"), Item::U32(48))
+            .key(&key("feed_forward_length"), Item::U32(16))
+            .key(&key("block_count"), Item::U32(layers))
+            .key(&key("attention.head_count"), Item::U32(4))
+            .key(&key("context_length"), Item::U32(64))
+            .key(&key("vocab_size"), Item::U32(7))
+            .key(&key("attention.layer_norm_rms_epsilon"), Item::F32(1e-6))
+            .key(&key("attention.key_length"), Item::U32(8))
+    }
+
+    #[test]
+    fn what_no_key_says_is_as_in_llama_cpp() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |made: Made| Gguf::open(&made.write(dir.path())).unwrap().config_json().unwrap();
+        for (family, largest, period) in [("gemma2", 46, 2), ("gemma3", 62, 6)] {
+            // The scale is a head's width, but in the models of 27 billion weights the width over the heads.
+            assert_eq!(config(keys(family, 26))["query_pre_attn_scalar"], json!(8));
+            let deep = config(keys(family, largest));
+            assert_eq!(deep["query_pre_attn_scalar"], json!(12));
+            let kinds: Vec<bool> =
+                deep["layer_types"].as_array().unwrap().iter().map(|kind| kind == "full_attention").collect();
+            let expected: Vec<bool> = (1..=largest).map(|layer| layer % period == 0).collect();
+            assert_eq!(kinds, expected, "{family}");
+        }
+        let gemma3 = config(keys("gemma3", 26));
+        assert_eq!((&gemma3["rope_local_base_freq"], &gemma3["sliding_window"]), (&json!(10000.0), &Json::Null));
+        assert_eq!(config(keys("gemma2", 26)).get("sliding_window"), None);
+        // A factor without a kind is linear, and 0 is none.
+        let linear = keys("qwen3", 2).key("qwen3.rope.scaling.factor", Item::F32(4.0));
+        assert_eq!(config(linear)["rope_scaling"], json!({"rope_type": "linear", "factor": 4.0}));
+        assert_eq!(config(keys("qwen3", 2).key("qwen3.rope.scaling.factor", Item::F32(0.0))).get("rope_scaling"), None);
+        // A share that the product must not fall short of: 2 of 98.
+        let partial = Made::default().key("general.architecture", Item::Text("phi3"));
+        let partial = partial.key("phi3.rope.dimension_count", Item::U32(2)).write(dir.path());
+        let share = Gguf::open(&partial).unwrap().rotated_share(98).unwrap().unwrap();
+        assert_eq!((share * 98.0) as u64, 2);
+    }
+
+    #[test]
+    fn what_would_be_computed_otherwise_is_refused_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |family: &str, key: &str, item: Item<'_>| keys(family, 2).key(&format!("{family}.{key}"), item);
+        for (made, expected) in [
+            (
+                keys("phi3", 2).tensor("rope_factors_long.weight", &[4], &[2.0; 4]),
+                "tensor rope_factors_long.weight: rotary",
+            ),
+            (
+                with("phi3", "rope.scaling.attn_factor", Item::F32(1.2)),
+                "key phi3.rope.scaling.attn_factor: rotary scaling",
+            ),
+            (keys("qwen2", 2).tensor("rope_freqs.weight", &[4], &[1.0; 4]), "rotary factors are not read for qwen2"),
+            (with("qwen3", "rope.scaling.type", Item::Text("yarn")), "key qwen3.rope.scaling.type: yarn is not read"),
+            (with("qwen3", "rope.dimension_count", Item::U32(16)), "rope.dimension_count: is 16, and a head has 8"),
+            (with("llama", "rope.dimension_count", Item::U32(4)), "rope.dimension_count: is 4, and a head has 8"),
+            (with("qwen3", "attention.value_length", Item::U32(4)), "attention.value_length: is 4, and keys have 8"),
+            (with("qwen3", "attention.causal", Item::Truth(false)), "key qwen3.attention.causal: is false"),
+            (with("gemma2", "rope.freq_base_swa", Item::F32(5.0)), "key gemma2.rope.freq_base_swa: differs"),
+            (
+                with("gemma3", "attention.sliding_window_pattern", Item::I32s(vec![1, 0])),
+                "sliding_window_pattern: is no whole number",
+            ),
+            (
+                with("llama", "attention.sliding_window", Item::U32(4)).tensor("blk.0.attn_q.bias", &[1], &[0.0]),
+                "key llama.attention.sliding_window: a window is Mistral's",
+            ),
+        ] {
+            let message = Gguf::open(&made.write(dir.path())).unwrap().config_json().unwrap_err().to_string();
+            assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
+        }
+        for (made, expected) in [
+            (with("qwen3", "expert_count", Item::U32(8)), "key qwen3.expert_count: mixtures of experts"),
+            (keys("qwen3", 2).key("split.count", Item::U32(3)), "is one of several parts (key split.count); join"),
+        ] {
+            let message = Gguf::open(&made.write(dir.path())).unwrap_err().to_string();
+            assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
+        }
+    }
+
     #[test]
     fn other_families_and_broken_values_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let open = |made: Made| Gguf::open(&made.write(dir.path()));
-        let family = open(Made::default().key("general.architecture", Item::Text("gemma"))).unwrap_err().to_string();
-        assert!(family.contains("general.architecture is gemma; only llama is read"), "{family}");
+        let family = open(Made::default().key("general.architecture", Item::Text("mamba"))).unwrap_err().to_string();
+        assert!(family.contains("general.architecture is mamba; read are llama, qwen2, "), "{family}");
         let empty = Made::default().key("general.architecture", Item::Text("llama"));
         let missing = open(empty).unwrap().config_json().unwrap_err().to_string();
         assert!(missing.contains("key llama.embedding_length: is missing"), "{missing}");

@@ -8,7 +8,7 @@ mod distance;
 mod embeddings;
 pub mod families;
 pub mod gguf;
-mod gguf_header;
+pub(crate) mod gguf_header;
 mod initialise;
 mod linear;
 mod load;

@@ -693,6 +693,49 @@ mod tests {
         assert!(refusal().contains("tokenizer_config.json: is not JSON"), "{}", refusal());
     }
 
+    /// Gemma's way: a space is a piece of its own in front of nothing, and BOS is added.
+    #[test]
+    fn pieces_without_a_space_in_front_are_read_from_gguf() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = ["<unk>", "<bos>", "<eos>", "a", "b", "▁", "ab", "▁a", "▁ab", "  "].map(str::to_owned).to_vec();
+        let scores = vec![0.0, 0.0, 0.0, -5.0, -6.0, -7.0, -1.0, -2.0, -3.0, -1000.0];
+        let made = Made::default()
+            .key("general.architecture", Item::Text("gemma"))
+            .key("tokenizer.ggml.model", Item::Text("llama"))
+            .key("tokenizer.ggml.tokens", Item::Texts(tokens))
+            .key("tokenizer.ggml.scores", Item::F32s(scores))
+            .key("tokenizer.ggml.token_type", Item::I32s(vec![2, 3, 3, 1, 1, 1, 1, 1, 1, 4]))
+            .key("tokenizer.ggml.bos_token_id", Item::U32(1))
+            .key("tokenizer.ggml.eos_token_id", Item::U32(2))
+            .key("tokenizer.ggml.add_space_prefix", Item::Truth(false));
+        let tokenizer = TextTokenizer::from_gguf(&Gguf::open(&made.write(dir.path())).unwrap()).unwrap();
+        for (text, expected) in
+            [("ab", vec![1, 6]), (" ab", vec![1, 8]), ("a  b", vec![1, 3, 9, 4]), ("ba b", vec![1, 4, 3, 5, 4])]
+        {
+            assert_eq!(ids(&tokenizer, text), expected, "{text:?}");
+            assert_eq!(tokenizer.decode(&expected, true).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn qwens_words_have_single_digits_and_composed_letters() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = |pre: &str| {
+            let tokens = ["1", "2", "12", "e", "Ã", "©", "Ã©", "Ì", "ģ"].map(str::to_owned).to_vec();
+            let merges = ["1 2", "Ã ©"].map(str::to_owned).to_vec();
+            let made = Made::default()
+                .key("general.architecture", Item::Text("qwen2"))
+                .key("tokenizer.ggml.model", Item::Text("gpt2"))
+                .key("tokenizer.ggml.pre", Item::Text(pre))
+                .key("tokenizer.ggml.tokens", Item::Texts(tokens))
+                .key("tokenizer.ggml.merges", Item::Texts(merges));
+            TextTokenizer::from_gguf(&Gguf::open(&made.write(dir.path())).unwrap()).unwrap()
+        };
+        let (qwen, llama) = (tokenizer("qwen2"), tokenizer("llama-bpe"));
+        assert_eq!((ids(&qwen, "12"), ids(&llama, "12")), (vec![0, 1], vec![2]));
+        assert_eq!((ids(&qwen, "e\u{301}"), ids(&llama, "e\u{301}")), (vec![6], vec![3, 7, 8]));
+    }
+
     #[test]
     fn broken_tokenizers_in_gguf_files_are_refused_by_key() {
         let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 /// LLaMA 3's way to split words (transformers' and llama.cpp's `llama-bpe`).
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Qwen 2's and 3's way to split words, which takes digits one by one (transformers' and llama.cpp's `qwen2`).
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// ggml's kinds of tokens that are matched before anything else, and which of them are special.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
@@ -141,14 +145,10 @@ fn gguf_byte_level(gguf: &Gguf, tokens: &[String], vocab: Map<String, Json>, add
             let digits = json!({"type": "Digits", "individual_digits": true});
             json!({"type": "Sequence", "pretokenizers": [digits, byte_words(false, true)]})
         }
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            let split = json!({
-                "type": "Split", "pattern": {"Regex": LLAMA3_WORDS}, "behavior": "Isolated", "invert": false,
-            });
-            json!({"type": "Sequence", "pretokenizers": [split, byte_words(false, false)]})
-        }
+        "llama-bpe" | "llama3" | "llama-v3" => split_words(LLAMA3_WORDS),
+        "qwen2" => split_words(QWEN2_WORDS),
         other => {
-            let known = "default, gpt-2, smollm and llama-bpe";
+            let known = "default, gpt-2, smollm, llama-bpe and qwen2";
             return Err(format!("key tokenizer.ggml.pre: {}; only {known} are read", one_line(other)));
         }
     };
@@ -158,7 +158,9 @@ fn gguf_byte_level(gguf: &Gguf, tokens: &[String], vocab: Map<String, Json>, add
         *ignore = json!(llama3);
     }
     let (front, back) = gguf_around(gguf, tokens, llama3)?;
-    Ok(whole(added, Json::Null, words, around(front, back), byte_decoder(), model))
+    // No key says so: Qwen's tokenizers compose characters first (transformers, `Qwen2Tokenizer`).
+    let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null };
+    Ok(whole(added, normalizer, words, around(front, back), byte_decoder(), model))
 }
 
 /// SentencePiece's BPE. Its merges are not stored: every pair of pieces that makes a piece is one, and
@@ -242,6 +244,14 @@ pub(super) fn special(id: u64, text: &str, special: bool) -> Json {
 
 pub(super) fn byte_words(add_prefix_space: bool, use_regex: bool) -> Json {
     json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": false, "use_regex": use_regex})
+}
+
+/// Words by an expression, then as bytes.
+fn split_words(expression: &str) -> Json {
+    let split = json!({
+        "type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false,
+    });
+    json!({"type": "Sequence", "pretokenizers": [split, byte_words(false, false)]})
 }
 
 pub(super) fn byte_decoder() -> Json {

@@ -26,7 +26,7 @@ struct Compared {
 const NO_LABEL: u32 = u32::MAX;
 
 /// Folders whose family is not supported yet; docs/models.md names them.
-const WAITING: &[&str] = &["deberta_v2", "vit"];
+const WAITING: &[&str] = &["vit"];
 
 fn cases() -> Vec<String> {
     let entries = std::fs::read_dir(golden("families")).unwrap();

@@ -1,5 +1,6 @@
 //! What distinguishes one model family from another, as data.
 
+pub use super::disentangled::Disentangled;
 use crate::kernels::{Activation, Columns, Pairing};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -99,6 +100,12 @@ impl Architecture {
         if let Positions::Buckets { buckets, .. } = self.positions {
             all.insert(names.whole(names.positions, "weight"), vec![buckets, self.heads]);
         }
+        if let Positions::Disentangled(form) = self.positions {
+            all.insert(names.whole(names.positions, "weight"), vec![form.rows(), d]);
+            if form.normed {
+                norm(&mut all, names.path(names.positions_norm), d);
+            }
+        }
         if self.token_types > 0 {
             all.insert(names.whole(names.token_types, "weight"), vec![self.token_types, summed]);
         }
@@ -118,6 +125,10 @@ impl Architecture {
         for layer in 0..self.layers {
             for (path, width) in self.block_norms(layer) {
                 norm(&mut all, path, width);
+            }
+            for path in self.position_projections(layer).into_iter().flatten() {
+                all.insert(format!("{path}.weight"), vec![self.heads * self.head_dim, d]);
+                all.insert(format!("{path}.bias"), vec![self.heads * self.head_dim]);
             }
             for role in self.roles() {
                 let (path, out, input) =
@@ -189,6 +200,17 @@ impl Architecture {
         all.extend([(names.query_norm, whole(self.heads)), (names.key_norm, whole(self.kv_heads))]);
         let named = all.into_iter().filter(|(name, _)| !name.is_empty());
         named.map(|(name, width)| (names.in_block(layer, name), width)).collect()
+    }
+
+    /// The paths of the linears that project a table of distances for keys and for queries to meet, where a block has
+    /// such besides its own.
+    #[must_use]
+    pub fn position_projections(&self, layer: usize) -> [Option<String>; 2] {
+        let Positions::Disentangled(form @ Disentangled { shared: false, .. }) = self.positions else {
+            return [None, None];
+        };
+        let ([q, k], [meets_q, meets_k]) = (self.names.position_projections, form.met());
+        [(q, meets_q), (k, meets_k)].map(|(name, met)| met.then(|| self.names.in_block(layer, name)))
     }
 
     /// Whether the rows of the table are projected before positions are added to them (OPT).
@@ -356,6 +378,8 @@ pub enum Positions {
         /// Distances from here on share the last bucket.
         max_distance: usize,
     },
+    /// Queries and keys meet vectors by distance, which each block projects (DeBERTa).
+    Disentangled(Disentangled),
 }
 
 /// The language-model head.
@@ -525,8 +549,12 @@ pub struct Names {
     pub prefixes: &'static [&'static str],
     /// The embedding table.
     pub embedding: &'static str,
-    /// The table of learned positions, or of T5's biases by distance.
+    /// The table of learned positions, of T5's biases by distance, or of DeBERTa's distances.
     pub positions: &'static str,
+    /// The norm of that table.
+    pub positions_norm: &'static str,
+    /// What projects that table for keys, and for queries, inside a block.
+    pub position_projections: [&'static str; 2],
     /// The table of token types.
     pub token_types: &'static str,
     /// The norm of the embeddings.
@@ -627,6 +655,8 @@ impl Names {
         prefixes: &[""],
         embedding: "",
         positions: "",
+        positions_norm: "",
+        position_projections: [""; 2],
         token_types: "",
         embedding_norm: "",
         embedding_projection: "",

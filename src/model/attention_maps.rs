@@ -1,8 +1,17 @@
 //! Attention probabilities, computed plainly where a probe asks for them; the fused kernel keeps none.
 
 use crate::data::Packed;
-use crate::kernels::{self, AttentionShape, RelativeBias};
+use crate::kernels::{self, AttentionShape, DisentangledShape, RelativeBias};
 use candle_core::{D, Device, Result, Tensor};
+
+/// What scores gain by the places of key and query.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Added<'a> {
+    Nothing,
+    Bias(&'a RelativeBias),
+    /// Products with tables that keys, and that queries, meet.
+    Distances(&'a DisentangledShape, [Option<&'a Tensor>; 2]),
+}
 
 /// For every sequence of `batch` its probabilities `[heads, n, n]`, from queries `[tokens, heads · head_dim]` and
 /// keys `[tokens, kv_heads · head_dim]` (after rotary embedding, where there is one); in [`kernels::wide`] types.
@@ -10,19 +19,29 @@ pub(super) fn attention_maps(
     q: &Tensor,
     k: &Tensor,
     shape: AttentionShape,
-    bias: Option<&RelativeBias>,
+    added: Added<'_>,
     batch: &Packed,
 ) -> Result<Vec<Tensor>> {
     let wide = |t: &Tensor| t.detach().to_dtype(kernels::wide(t.dtype()));
     let (q, k) = (wide(q)?, wide(k)?);
-    (0..batch.sequences()).map(|index| map(&q, &k, shape, bias, batch.rows(index))).collect()
+    let tables = match added {
+        Added::Distances(_, tables) => tables.map(|table| table.map(wide).transpose()),
+        _ => [Ok(None), Ok(None)],
+    };
+    let [q_pos, k_pos] = tables;
+    let tables = [q_pos?, k_pos?];
+    let added = match added {
+        Added::Distances(shape, _) => Added::Distances(shape, tables.each_ref().map(Option::as_ref)),
+        other => other,
+    };
+    (0..batch.sequences()).map(|index| map(&q, &k, shape, added, batch.rows(index))).collect()
 }
 
 fn map(
     q: &Tensor,
     k: &Tensor,
     shape: AttentionShape,
-    bias: Option<&RelativeBias>,
+    added: Added<'_>,
     rows: std::ops::Range<usize>,
 ) -> Result<Tensor> {
     let AttentionShape { heads, kv_heads, head_dim, causal, scale, reach, soft_cap } = shape;
@@ -38,11 +57,14 @@ fn map(
     let group = heads / kv_heads.max(1);
     let keys = by_head(k, kv_heads)?.unsqueeze(1)?.broadcast_as((kv_heads, group, n, head_dim))?;
     let keys = keys.contiguous()?.reshape((heads, n, head_dim))?;
-    let mut scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * scale)?;
+    let mut scores = match added {
+        Added::Distances(distances, tables) => distances.scores([&queries, &keys], tables)?,
+        _ => (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * scale)?,
+    };
     if let Some(cap) = soft_cap {
         scores = ((scores / cap)?.tanh()? * cap)?;
     }
-    if let Some(bias) = bias {
+    if let Added::Bias(bias) = added {
         scores = (scores + bias.pairs(n)?.to_dtype(q.dtype())?)?;
     }
     if causal || reach.is_some() {
@@ -92,7 +114,8 @@ mod tests {
             let (q, k, v) = (draws(15, 24, 1), draws(15, 12, 2), draws(15, 12, 3));
             let fused = kernels::attention(&q, &k, &v, shape, bias, &batch.offsets).unwrap().to_vec2::<f64>().unwrap();
             let values = v.to_vec2::<f64>().unwrap();
-            let maps = attention_maps(&q, &k, shape, bias, &batch).unwrap();
+            let added = bias.map_or(Added::Nothing, Added::Bias);
+            let maps = attention_maps(&q, &k, shape, added, &batch).unwrap();
             assert_eq!(maps.len(), 3);
             for (sequence, map) in maps.iter().enumerate() {
                 let (map, rows) = (map.to_vec3::<f64>().unwrap(), batch.rows(sequence));
@@ -124,7 +147,7 @@ mod tests {
             soft_cap: None,
         };
         let batch = Packed::from_sequences(&[vec![], vec![0; 2]]);
-        let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, None, &batch).unwrap();
+        let maps = attention_maps(&draws(2, 6, 1), &draws(2, 6, 2), shape, Added::Nothing, &batch).unwrap();
         assert_eq!((maps[0].dims(), maps[1].dims()), (&[2, 0, 0][..], &[2, 2, 2][..]));
         assert_eq!(maps[1].dtype(), DType::F64);
     }

@@ -2,7 +2,8 @@
 
 use super::ModelError;
 use super::architecture::{Names, Role, SubLayerNorms};
-use super::attention_maps::attention_maps;
+use super::attention_maps::{Added, attention_maps};
+use super::disentangled::Distances;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rotary::Rotation;
@@ -22,6 +23,8 @@ pub(super) struct Block {
     /// What the feed-forward reads.
     pub(super) feed_forward_reads: Reads,
     pub(super) projections: Projections,
+    /// What projects a table of distances for keys and for queries to meet, where other linears than theirs do.
+    pub(super) distance_projections: [Option<(Tensor, Tensor)>; 2],
     /// Of queries and keys.
     pub(super) head_norms: [Option<Norm>; 2],
     pub(super) output: Linear,
@@ -75,6 +78,8 @@ pub(super) struct Run<'a> {
     pub(super) rotations: [Option<Rotation>; 2],
     /// What scores gain by distance.
     pub(super) bias: Option<RelativeBias>,
+    /// What queries and keys meet by distance.
+    pub(super) distances: Option<Distances<'a>>,
     pub(super) batch: &'a Packed,
     pub(super) state: &'a PassState<'a>,
 }
@@ -155,7 +160,7 @@ impl Watch<'_> {
 impl Block {
     /// Every tensor by its full name.
     pub(super) fn tensors_mut(&mut self, names: &Names) -> Vec<(String, &mut Tensor)> {
-        let Self { index, norms, head_norms, projections, output, inner, down, .. } = self;
+        let Self { index, norms, head_norms, projections, distance_projections, output, inner, down, .. } = self;
         let mut named: Vec<(&str, &mut Norm)> = Vec::new();
         for (names, norms) in names.norms.iter().zip(norms) {
             let SubLayerNorms { before, added, after } = *names;
@@ -168,6 +173,11 @@ impl Block {
         for (name, norm) in named {
             let path = names.in_block(*index, name);
             all.extend(norm.tensors_mut().map(|(tensor, value)| (format!("{path}.{tensor}"), value)));
+        }
+        for (name, linear) in names.position_projections.iter().zip(distance_projections) {
+            let Some((weight, bias)) = linear else { continue };
+            let path = names.in_block(*index, name);
+            all.extend([(format!("{path}.weight"), weight), (format!("{path}.bias"), bias)]);
         }
         let attention = match projections {
             Projections::Separate { query, key, value } => vec![query, key, value],
@@ -348,10 +358,16 @@ impl Block {
         };
         let [q, k, v] = self.projected(x, state)?;
         let (q, k) = (rotated(q, shape.heads)?, rotated(k, shape.kv_heads)?);
-        let mixed = kernels::attention(&q, &k, &v, shape, run.bias.as_ref(), &run.batch.offsets)?;
+        let distances = run.distances.as_ref().map(|distances| self.project(distances, shape, state)).transpose()?;
+        let mixed = match &distances {
+            Some(distances) => distances.attention([&q, &k, &v], &run.batch.offsets)?,
+            None => kernels::attention(&q, &k, &v, shape, run.bias.as_ref(), &run.batch.offsets)?,
+        };
         if let Some(watch) = watch {
             if watch.probe.wants_attention(watch.layer) {
-                let maps = attention_maps(&q, &k, shape, run.bias.as_ref(), run.batch)?;
+                let bias = || run.bias.as_ref().map_or(Added::Nothing, Added::Bias);
+                let added = distances.as_ref().map_or_else(bias, |met| Added::Distances(&met.shape, met.tables()));
+                let maps = attention_maps(&q, &k, shape, added, run.batch)?;
                 watch.probe.record_attention(watch.layer, &maps, run.batch)?;
             }
             for head in 0..shape.heads {

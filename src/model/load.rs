@@ -3,6 +3,7 @@
 use super::ModelError;
 use super::architecture::{Architecture, Head, NormKind, Positions, Role, SubLayerNorms};
 use super::block::{Block, Inner, Norms, Projections, Reads};
+use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
 use super::embeddings::{Embeddings, Projection};
 use super::initialise::{Initialisation, RandomWeights};
@@ -61,10 +62,22 @@ impl Transformer {
                 let table = reader.tensor(&architecture.names.whole(architecture.names.positions, "weight"))?;
                 Some(DistanceBias::buckets(&table, max_distance, angles, device)?)
             }
-            Positions::Rotary(_) | Positions::Learned { .. } => None,
+            Positions::Rotary(_) | Positions::Learned { .. } | Positions::Disentangled(_) => None,
         };
+        let distances = reader.distances()?;
         let device = device.clone();
-        Ok(Self { embeddings, blocks, final_norm, head, rotary, distance_bias, precision, device, architecture })
+        Ok(Self {
+            embeddings,
+            blocks,
+            final_norm,
+            head,
+            rotary,
+            distance_bias,
+            distances,
+            precision,
+            device,
+            architecture,
+        })
     }
 }
 
@@ -181,6 +194,10 @@ impl Reader<'_> {
                     value: linear(Role::Value)?,
                 },
             },
+            distance_projections: {
+                let [q, k] = a.position_projections(layer);
+                [self.position_projection(q)?, self.position_projection(k)?]
+            },
             head_norms: [self.block_norm(layer, names.query_norm)?, self.block_norm(layer, names.key_norm)?],
             output: linear(Role::AttentionOutput)?,
             inner: match (a.has(Role::GateUp), a.has(Role::Gate)) {
@@ -194,6 +211,19 @@ impl Reader<'_> {
             activation: a.activation,
             down: linear(Role::Down)?,
         })
+    }
+
+    fn position_projection(&self, path: Option<String>) -> Result<Option<(Tensor, Tensor)>, ModelError> {
+        let Some(path) = path else { return Ok(None) };
+        Ok(Some((self.tensor(&format!("{path}.weight"))?, self.tensor(&format!("{path}.bias"))?)))
+    }
+
+    fn distances(&self) -> Result<Option<DistanceTable>, ModelError> {
+        let names = &self.architecture.names;
+        let Positions::Disentangled(form) = self.architecture.positions else { return Ok(None) };
+        let weight = self.tensor(&names.whole(names.positions, "weight"))?;
+        let norm = form.normed.then(|| self.norm(&names.path(names.positions_norm))).transpose()?;
+        Ok(Some(DistanceTable { form, weight, norm }))
     }
 
     fn embeddings(&self) -> Result<Embeddings, ModelError> {

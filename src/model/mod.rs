@@ -4,6 +4,7 @@ pub mod architecture;
 mod attention_maps;
 mod backward;
 mod block;
+mod disentangled;
 mod distance;
 mod embeddings;
 pub mod families;

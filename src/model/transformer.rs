@@ -2,6 +2,7 @@
 
 use super::architecture::{Architecture, Head};
 use super::block::{Block, Run};
+use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
 use super::embeddings::{Embedded, Embeddings, Projection};
 use super::families::ConfigError;
@@ -141,6 +142,7 @@ pub struct Transformer {
     /// Everywhere, then in blocks that do not see all.
     pub(super) rotary: [Option<RotaryTables>; 2],
     pub(super) distance_bias: Option<DistanceBias>,
+    pub(super) distances: Option<DistanceTable>,
     pub(super) precision: Precision,
     pub(super) device: Device,
 }
@@ -276,6 +278,11 @@ impl Transformer {
         {
             all.extend(table.as_mut().map(|table| (names.whole(name, "weight"), table)));
         }
+        if let Some(DistanceTable { weight, norm, .. }) = &mut self.distances {
+            all.push((names.whole(names.positions, "weight"), weight));
+            let norm = norm.iter_mut().flat_map(Norm::tensors_mut);
+            all.extend(norm.map(|(tensor, value)| (names.whole(names.positions_norm, tensor), value)));
+        }
         for (name, norm) in
             [(names.embedding_norm, &mut self.embeddings.norm), (names.final_norm, &mut self.final_norm)]
         {
@@ -349,7 +356,7 @@ impl Transformer {
     }
 
     /// What the blocks share.
-    pub(super) fn run<'a>(&self, batch: &'a Packed, state: &'a PassState<'a>) -> Result<Run<'a>, ModelError> {
+    pub(super) fn run<'a>(&'a self, batch: &'a Packed, state: &'a PassState<'a>) -> Result<Run<'a>, ModelError> {
         let a = &self.architecture;
         let shape = |layer| AttentionShape {
             heads: a.heads,
@@ -365,6 +372,7 @@ impl Transformer {
         Ok(Run {
             shapes: (0..a.layers).map(shape).collect(),
             rotations: [rotation(everywhere)?, rotation(local)?],
+            distances: self.distances.as_ref().map(|table| table.upto(batch.longest(), self.precision.compute)),
             bias: self.distance_bias.as_ref().map(|bias| bias.upto(batch.longest())).transpose()?,
             batch,
             state,

@@ -236,6 +236,14 @@ impl<'a> PassState<'a> {
         Some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual), observed: None })
     }
 
+    /// The same pass for a linear that reads no tokens: nothing is mixed in, nobody watches, and dropout draws masks of
+    /// its own.
+    pub(crate) fn without_tokens(&self) -> Self {
+        // The micro-batches of tokens are counted from the other end.
+        let dropout = self.dropout.map(|key| DropoutKey { micro_batch: !key.micro_batch, ..key });
+        Self { peft: self.peft, dropout, residual: None, observed: None }
+    }
+
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {
         self.peft?.modules.get(layer)?.get(role.index())?.as_ref()
     }

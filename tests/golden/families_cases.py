@@ -181,6 +181,11 @@ DEBERTA = dict(
     norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
     layer_norm_eps=1e-7,
 )  # fmt: skip
+# Projections of their own for a row a distance, without a norm, for queries alone to meet.
+DEBERTA_OWN = dict(
+    ENCODER, type_vocab_size=2, relative_attention=True, position_buckets=-1, max_relative_positions=9,
+    norm_rel_ebd="none", share_att_key=False, pos_att_type=["c2p"], position_biased_input=False, layer_norm_eps=1e-7,
+)  # fmt: skip
 OLMO2 = dict(QWEN3, num_attention_heads=3, num_key_value_heads=1)
 del OLMO2["head_dim"]
 STABLELM = dict(
@@ -295,6 +300,11 @@ CASES = [
     ),
     bert_like(
         "deberta_v2", DebertaV2ForMaskedLM, DEBERTA, "deberta", relative=True, old=old_deberta,
+        targets=["query_proj", "key_proj", "value_proj", "intermediate.dense", "output.dense"],
+        mixed=["query_proj", "key_proj", "value_proj", "intermediate.dense"],
+    ),
+    bert_like(
+        "deberta_v2_own", DebertaV2ForMaskedLM, DEBERTA_OWN, "deberta", relative=True, old=old_deberta,
         targets=["query_proj", "key_proj", "value_proj", "intermediate.dense", "output.dense"],
         mixed=["query_proj", "key_proj", "value_proj", "intermediate.dense"],
     ),

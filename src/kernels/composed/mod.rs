@@ -20,6 +20,7 @@ mod attention_layout;
 mod branch;
 mod columns;
 mod cross_entropy;
+mod disentangled;
 mod dropout;
 mod embedding;
 mod gated;
@@ -28,6 +29,7 @@ mod linear;
 mod mixing;
 mod rms_norm;
 mod rope;
+mod stack;
 mod tanh;
 
 pub(super) use cross_entropy::{gradients as cross_entropy_gradients, losses_and_hits};

@@ -1,7 +1,7 @@
 //! The points at which kernels are checked: widths that are no multiple of a vector, sequences of several lengths,
 //! grouped heads, ids and targets that repeat.
 
-use super::super::{self as kernels, Activation, AttentionShape, Pairing, RelativeBias, Residual};
+use super::super::{self as kernels, Activation, AttentionShape, DisentangledShape, Pairing, RelativeBias, Residual};
 use super::case::{Backward, Case, Input, draws};
 use super::formulas::{self, both, each};
 use candle_core::{Device, Result, Tensor, bail};
@@ -42,7 +42,7 @@ pub(super) fn all() -> Vec<Case> {
     all.extend(element_wise());
     all.extend(norms());
     all.extend(tables());
-    all.extend([attention(true), attention(false), bent_attention()]);
+    all.extend([attention(true), attention(false), bent_attention(), disentangled_attention()]);
     all.extend(losses());
     all
 }
@@ -370,6 +370,22 @@ fn bent_attention() -> Case {
     case(("attention", "window, soft cap, bias"), inputs, 320.0, run, |all| {
         let [q, k, v, bias] = values(all);
         formulas::bent_attention([q, k, v, bias], (HEADS, HEAD_DIM), SCALE, (REACH, CAP), &OFFSETS)
+    })
+}
+
+/// Rows of the tables by distance, from the most negative on.
+const PLACES: [u32; 7] = [0, 0, 1, 2, 3, 4, 4];
+
+fn disentangled_attention() -> Case {
+    let shape = DisentangledShape { heads: HEADS, head_dim: HEAD_DIM, scale: SCALE, places: PLACES.into() };
+    let (offsets, width): (Arc<[usize]>, _) = (OFFSETS.into(), HEADS * HEAD_DIM);
+    let inputs = [(9, 1), (9, 2), (9, 3), (5, 4), (5, 5)].map(|(rows, seed)| input(&[rows, width], seed));
+    let run = move |[q, k, v, q_pos, k_pos]: [&Tensor; 5]| {
+        kernels::disentangled_attention([q, k, v], [Some(q_pos), Some(k_pos)], &shape, &offsets)
+    };
+    // As attention, of three sums of 8 products.
+    case(("disentangled_attention", ""), inputs, 768.0, run, |all| {
+        formulas::disentangled_attention(values(all), (HEADS, HEAD_DIM), SCALE, &PLACES, &OFFSETS)
     })
 }
 

@@ -160,6 +160,44 @@ pub(super) fn bent_attention(
     out
 }
 
+/// Attention both ways whose scores gain by the rows of two tables that the distance chooses.
+pub(super) fn disentangled_attention(
+    [q, k, v, q_pos, k_pos]: [&[f64]; 5],
+    (heads, dim): (usize, usize),
+    scale: f64,
+    places: &[u32],
+    offsets: &[usize],
+) -> Vec<f64> {
+    let head = |x: &[f64], row: usize, head: usize| -> Vec<f64> {
+        x.iter().skip((row * heads + head) * dim).take(dim).copied().collect()
+    };
+    let mut out = Vec::with_capacity(q.len());
+    for sequence in offsets.windows(2) {
+        let &[start, end] = sequence else { continue };
+        for row in start..end {
+            for index in 0..heads {
+                let query = head(q, row, index);
+                let score = |key: usize| {
+                    let place = places.get(places.len() / 2 + row - key).map_or(usize::MAX, |&place| place as usize);
+                    let own = head(k, key, index);
+                    let sum = dot(&query, &own)
+                        + dot(&query, &head(k_pos, place, index))
+                        + dot(&own, &head(q_pos, place, index));
+                    (scale * sum).exp()
+                };
+                let scores: Vec<f64> = (start..end).map(score).collect();
+                let total: f64 = scores.iter().sum();
+                let mut sum = vec![0.0; dim];
+                for (score, key) in scores.iter().zip(start..end) {
+                    sum = both(&sum, &head(v, key, index), |s, v| s + score / total * v);
+                }
+                out.extend(sum);
+            }
+        }
+    }
+    out
+}
+
 /// Each target's negative log-likelihood, and 1 where it has the first largest logit, else 0.
 pub(super) fn losses(hidden: &[f64], weight: &[f64], targets: &[u32], width: usize) -> Vec<(f64, f64)> {
     let rows = hidden.chunks_exact(width).zip(targets);

@@ -153,6 +153,21 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A size, or none where the number is below 1, as many a file says -1 or 0 for what it does not have.
+    pub(super) fn size_above_zero(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let none = self.get(key).and_then(Value::as_i64).is_some_and(|n| n < 1);
+        if none { Ok(None) } else { self.optional_size(key) }
+    }
+
+    /// The words of a list, or of one text that `|` divides, in small letters.
+    pub(super) fn words(&self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let word = |word: &str| word.trim().to_lowercase();
+        match self.get(key).and_then(Value::as_str) {
+            Some(text) => Ok(text.split('|').map(word).collect()),
+            None => Ok(self.texts(key)?.unwrap_or_default().into_iter().map(word).collect()),
+        }
+    }
+
     /// A finite number above zero.
     pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };

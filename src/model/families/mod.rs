@@ -5,6 +5,7 @@ mod bert;
 mod bloom;
 mod common;
 mod config;
+mod deberta_v2;
 mod distilbert;
 mod electra;
 mod falcon;
@@ -63,6 +64,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("albert", albert::architecture),
     ("electra", electra::architecture),
     ("modernbert", modernbert::architecture),
+    ("deberta-v2", deberta_v2::architecture),
     ("t5", t5::architecture),
     ("mt5", t5::architecture),
 ];

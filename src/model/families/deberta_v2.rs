@@ -3,13 +3,15 @@
 use super::bert;
 use super::common::{Defaults, encoder};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, Disentangled, Names, Positions};
+use crate::kernels::Activation;
+use crate::model::architecture::{Architecture, ClassHead, Disentangled, Names, Positions};
 
 const NAMES: Names = Names {
     prefix: "deberta.",
     prefixes: &["deberta.", ""],
     positions: "encoder.rel_embeddings",
     positions_norm: "encoder.LayerNorm",
+    classes: ClassHead { dense: "pooler.dense", activation: Some(Activation::Gelu), ..bert::NAMES.classes },
     position_projections: ["attention.self.pos_query_proj", "attention.self.pos_key_proj"],
     linears: [
         "attention.self.query_proj",

@@ -1,6 +1,7 @@
 //! The engine against values from torch, transformers and peft (`tests/golden`, made by its `make.py`).
 
 mod bert;
+mod deberta;
 mod each_family;
 mod sites;
 

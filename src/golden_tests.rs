@@ -2,6 +2,7 @@
 
 mod bert;
 mod candle;
+mod deberta;
 mod each_family;
 mod gguf;
 mod sites;

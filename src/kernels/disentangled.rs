@@ -17,7 +17,7 @@ use super::disentangled_task::{Found, Task, backward, forward};
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
 use super::stack::stack;
 use super::tape::{self, Reads};
-use super::{AttentionShape, parallel};
+use super::{AttentionShape, parallel, vector};
 use crate::profile::AttentionTasks;
 
 const NAME: &str = "disentangled_attention";
@@ -60,7 +60,7 @@ impl DisentangledShape {
 /// Disentangled attention of every head of every sequence, both ways.
 ///
 /// `q`, `k` and `v` are `[n, heads · head_dim]`, and so is the result. `q_pos` and `k_pos`, `[rows, heads · head_dim]`, are
-/// the tables that keys and queries meet: the table of distances as the projections of queries and of keys leave it.
+/// a table of distances as the projections of queries and of keys leave it: keys meet `q_pos`, queries meet `k_pos`.
 /// Sequence `s` holds the tokens `offsets[s]..offsets[s + 1]`.
 ///
 /// # Errors
@@ -159,7 +159,7 @@ impl Disentangled {
                     for sequence in 0..self.sequences() {
                         let (first, sums) = table(sequence * heads + head);
                         let own = place.checked_sub(first).map(|own| parallel::row(sums, own, dim));
-                        super::vector::add(out, own.unwrap_or_default());
+                        vector::add(out, own.unwrap_or_default());
                     }
                 }
                 return;

@@ -50,7 +50,7 @@ impl Near {
     }
 }
 
-impl<'a> Task<'a> {
+impl Task<'_> {
     /// Multiplications of one product between the scores and a head.
     pub(super) fn multiplications(&self) -> u64 {
         (self.length * self.length * self.shape.head_dim) as u64

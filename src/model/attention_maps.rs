@@ -136,6 +136,38 @@ mod tests {
     }
 
     #[test]
+    fn maps_with_distances_are_those_of_the_fused_kernel() {
+        let batch = Packed::from_sequences(&[vec![0; 5], vec![0; 9]]);
+        let places = (-8i64..=8).map(|distance| (distance.clamp(-3, 2) + 3) as u32).collect();
+        let shape = DisentangledShape { heads: 2, head_dim: 3, scale: 0.4, places };
+        let plain = AttentionShape {
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 3,
+            causal: false,
+            scale: 0.4,
+            reach: None,
+            soft_cap: None,
+        };
+        let (q, k, v) = (draws(14, 6, 1), draws(14, 6, 2), draws(14, 6, 3));
+        let (q_pos, k_pos) = (draws(6, 6, 4), draws(6, 6, 5));
+        for tables in [[Some(&q_pos), Some(&k_pos)], [None, Some(&k_pos)], [Some(&q_pos), None]] {
+            let fused = kernels::disentangled_attention([&q, &k, &v], tables, &shape, &batch.offsets).unwrap();
+            let maps = attention_maps(&q, &k, plain, Added::Distances(&shape, tables), &batch).unwrap();
+            for (sequence, map) in maps.iter().enumerate() {
+                let rows = batch.rows(sequence);
+                let part = |t: &Tensor| t.narrow(0, rows.start, rows.len()).unwrap();
+                for head in 0..2 {
+                    let of_head = |t: &Tensor| part(t).narrow(1, head * 3, 3).unwrap().contiguous().unwrap();
+                    let mixed = map.get(head).unwrap().matmul(&of_head(&v)).unwrap();
+                    let off = (mixed - of_head(&fused)).unwrap().abs().unwrap().max_all().unwrap();
+                    assert!(off.to_scalar::<f64>().unwrap() < 1e-13, "{sequence} {head}: {off}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_empty_sequence_has_an_empty_map() {
         let shape = AttentionShape {
             heads: 2,

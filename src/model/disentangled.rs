@@ -1,7 +1,7 @@
 //! DeBERTa's distances: a table of vectors that every block projects anew, for its queries and keys to meet.
 
-use super::block::Block;
-use super::block::Projections;
+use super::Linear;
+use super::block::{Block, Projections};
 use super::norm::Norm;
 use crate::kernels::{self, AttentionShape, DisentangledShape};
 use crate::peft::PassState;
@@ -149,12 +149,11 @@ impl Block {
             _ => [None, None],
         };
         let [q, k] = &self.distance_projections;
-        let project =
-            |(shared, own, met): (Option<&super::Linear>, &Option<(Tensor, Tensor)>, bool)| match (shared, own) {
-                (Some(linear), _) if met => linear.forward(&states, &state).map(Some),
-                (_, Some((weight, bias))) if met => kernels::linear(&states, weight, Some(bias)).map(Some),
-                _ => Ok(None),
-            };
+        let project = |(shared, own, met): (Option<&Linear>, &Option<(Tensor, Tensor)>, bool)| match (shared, own) {
+            (Some(linear), _) if met => linear.forward(&states, &state).map(Some),
+            (_, Some((weight, bias))) if met => kernels::linear(&states, weight, Some(bias)).map(Some),
+            _ => Ok(None),
+        };
         let ([shared_q, shared_k], [meets_q, meets_k]) = (shared, form.met());
         let AttentionShape { heads, head_dim, scale, .. } = shape;
         Ok(Projected {

@@ -27,7 +27,7 @@ fn run(t: &[Tensor], tables: [bool; 2], shape: &DisentangledShape, offsets: &Arc
     disentangled_attention([&t[0], &t[1], &t[2]], tables, shape, offsets)
 }
 
-fn chosen<'a>([q, k, v, q_pos, k_pos]: &'a [Tensor; 5], tables: [bool; 2]) -> Vec<&'a Tensor> {
+fn chosen([q, k, v, q_pos, k_pos]: &[Tensor; 5], tables: [bool; 2]) -> Vec<&Tensor> {
     let tables = [q_pos, k_pos].into_iter().zip(tables).filter(|(_, there)| *there).map(|(table, _)| table);
     [q, k, v].into_iter().chain(tables).collect()
 }
@@ -36,17 +36,17 @@ fn naive(all: &[Tensor; 5], tables: [bool; 2], shape: &DisentangledShape, offset
     let [q, k, v, q_pos, k_pos] = all.each_ref().map(|t| t.to_vec2::<f64>().unwrap());
     let (dim, mut out) = (shape.head_dim, Vec::new());
     for pair in offsets.windows(2) {
-        for i in pair[0]..pair[1] {
+        for (i, query) in q.iter().enumerate().take(pair[1]).skip(pair[0]) {
             for head in 0..shape.heads {
                 let dot = |a: &[f64], b: &[f64]| (0..dim).map(|e| a[head * dim + e] * b[head * dim + e]).sum::<f64>();
                 let weight = |j: usize| {
                     let place = (i as i64 - j as i64).clamp(-2, 2) + 2;
-                    let mut score = dot(&q[i], &k[j]);
+                    let mut score = dot(query, &k[j]);
                     if tables[0] {
                         score += dot(&k[j], &q_pos[place as usize]);
                     }
                     if tables[1] {
-                        score += dot(&q[i], &k_pos[place as usize]);
+                        score += dot(query, &k_pos[place as usize]);
                     }
                     (score * shape.scale).exp()
                 };

@@ -1,7 +1,7 @@
 //! An encoder from the command line: measured, inspected, and refused where it cannot be trained.
 
 use crate::program::{assert_one_line, run, succeed};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,4 +106,76 @@ fn an_unknown_family_is_told_the_nearest_ones() {
     fs::write(dir.path().join("config.json"), json!({"model_type": "qwen3_next"}).to_string()).unwrap();
     let ended = run(&format!("inspect --model {}", dir.path().display()));
     assert_one_line(&ended, &["qwen3_next", "nearest that are: qwen3, qwen2", "docs/models.md"], "family");
+}
+
+/// A short run of `train` with its options, into `out`.
+fn trained(out: &std::path::Path, options: &str) -> Vec<Value> {
+    let ended = run(&format!(
+        "train --out {} --steps 6 --warmup-steps 1 --rank 2 --batch-size 4 --accumulate 1 --val-size 4 --eval-every 3 \
+         --save-every 3 --probe-every 0 {options}",
+        out.display()
+    ));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let log = fs::read_to_string(out.join("events.jsonl")).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn an_encoder_learns_hidden_tokens_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("texts.txt");
+    fs::write(&data, (0..24).map(|i| format!("the cat sat on mat {i}\n")).collect::<String>()).unwrap();
+    let options = format!(
+        "--model {} --data {} --sibo-lambda 0.2 --sibo-policy all --lr 0.01",
+        golden("tiny_roberta").display(),
+        data.display()
+    );
+    let whole = dir.path().join("whole");
+    let events = trained(&whole, &options);
+    assert!(events[5]["val_loss"].as_f64().unwrap() < events[2]["val_loss"].as_f64().unwrap());
+    let bytes = |out: &std::path::Path| fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
+    // In another number of micro-batches the same tokens are hidden.
+    let parts = trained(&dir.path().join("parts"), &format!("{options} --micro-batch 2"));
+    let loss = |events: &[Value]| events[0]["loss"].as_f64().unwrap();
+    assert!((loss(&events) / loss(&parts) - 1.0).abs() < 1e-5);
+    let config: Value = serde_json::from_slice(&fs::read(whole.join("adapter/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["task_type"], Value::Null);
+    assert!(!bytes(&whole).is_empty());
+    let refused = run(&format!("train --mask-share 0 --out {} {options}", dir.path().join("x").display()));
+    assert_one_line(&refused, &["--mask-share 0", "above 0"], "share");
+}
+
+#[test]
+fn texts_are_classified_with_a_head_that_travels_with_the_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.tsv");
+    let row = |i: usize| format!("{}\t{}\n", if i.is_multiple_of(2) { "the cat sat" } else { "two dogs run" }, i % 2);
+    fs::write(&data, format!("sentence\tlabel\n{}", (0..24).map(row).collect::<String>())).unwrap();
+    let options = |model: &str| {
+        format!(
+            "--model {model} --data {} --label-field label --field sentence --lr 0.02 --sibo-lambda 0.2",
+            data.display()
+        )
+    };
+    for model in [golden("tiny_bert").display().to_string(), golden("tiny_roberta").display().to_string()] {
+        let out = dir.path().join(model.rsplit('/').next().unwrap());
+        let events = trained(&out, &options(&model));
+        let loss = |i: usize| events[i]["val_loss"].as_f64().unwrap();
+        assert!(loss(5) < loss(2), "{} {}", loss(2), loss(5));
+        let config: Value =
+            serde_json::from_slice(&fs::read(out.join("adapter/adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&config["task_type"], &config["modules_to_save"][0]), (&json!("SEQ_CLS"), &json!("classifier")));
+        let manifest: Value = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest["classes"], json!(["0", "1"]));
+        // Its hidden states need no head.
+        let texts = dir.path().join("texts.txt");
+        fs::write(&texts, "the cat sat\ntwo dogs run\n").unwrap();
+        let measured = run(&format!(
+            "similarity --adapter a={} --texts {} --out {}",
+            out.join("adapter").display(),
+            texts.display(),
+            out.join("similarity").display()
+        ));
+        assert_eq!(measured.code, Some(0), "{}", measured.stderr);
+    }
 }

@@ -291,7 +291,7 @@ fn tables() -> Vec<Case> {
         ),
         // Heads of three elements more than the pairs, which stay as they are.
         case(
-            ("rope", "neighbours"),
+            ("rope", "neighbour"),
             [input(&[4, HEADS * (HEAD_DIM + 3)], 1), fixed(&[4, half], cos), fixed(&[4, half], sin)],
             16.0,
             move |[x, cos, sin]| kernels::rope(x, HEADS, cos, sin, &again, Pairing::Neighbours),
@@ -367,7 +367,7 @@ fn bent_attention() -> Case {
         kernels::attention(q, k, v, shape, Some(&bias), &offsets)
     };
     // As above, and tanh.
-    case(("attention", "window, soft cap, bias"), inputs, 320.0, run, |all| {
+    case(("attention", "windowed"), inputs, 320.0, run, |all| {
         let [q, k, v, bias] = values(all);
         formulas::bent_attention([q, k, v, bias], (HEADS, HEAD_DIM), SCALE, (REACH, CAP), &OFFSETS)
     })

@@ -257,6 +257,16 @@ impl TrainConfig {
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return fail("max-grad-norm", self.max_grad_norm.to_string(), "a number of at least 0 (0 = off)");
         }
+        if self.label_field.is_none() && self.field.is_some() {
+            return fail("field", self.field.clone().unwrap_or_default(), "left out: it is for label-field");
+        }
+        if let Some(share) = self.mask_share.filter(|_| self.label_field.is_some()) {
+            return fail("mask-share", share.to_string(), "left out: with label-field no token is hidden");
+        }
+        if let Some(start) = self.init_adapter.as_ref().filter(|_| self.label_field.is_some()) {
+            let range = "left out: with label-field the head for classes would begin anew";
+            return fail("init-adapter", start.display().to_string(), range);
+        }
         if self.dtype == DtypeName::F16 {
             let range = "f32, bf16 or f64 in training: f16 loses small gradients";
             return fail("dtype", "f16".to_owned(), range);

@@ -52,7 +52,7 @@ fn texts(vocab: u32) -> Vec<EncodedText> {
     let one = |index: u64| {
         let ids: Vec<u32> = (0..TOKENS).map(|i| (i * i * 31 + i * 7 + index as u32 * 97) % vocab).collect();
         let special = (0..TOKENS).map(|i| i == 0).collect();
-        EncodedText { index, group: None, span: 0..ids.len(), types: Vec::new(), ids, special }
+        EncodedText { index, span: 0..ids.len(), ids, special, ..EncodedText::default() }
     };
     (0..TEXTS).map(one).collect()
 }

@@ -55,11 +55,10 @@ fn main() -> Result<(), Failure> {
     let batch_size = case.batches.first().map_or(1, Vec::len);
     let text = |(index, ids): (u64, Vec<u32>)| EncodedText {
         index,
-        group: None,
         span: 0..ids.len(),
-        types: Vec::new(),
         special: vec![false; ids.len()],
         ids,
+        ..EncodedText::default()
     };
     let texts: Vec<EncodedText> = (0..).zip(case.batches.into_iter().flatten()).map(text).collect();
     let measures = parse_measures("cosine")?;

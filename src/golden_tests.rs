@@ -263,7 +263,7 @@ fn stated_source(arm: Option<Arm>, model: &Transformer, batch: &Packed) -> Optio
                 let shuffle: Vec<u32> = controls[&format!("shuffle_{s}")].to_vec1().unwrap();
                 from.extend(shuffle.iter().map(|&i| batch.ids[batch.offsets[s] + i as usize]));
             }
-            Some(model.embedding().index_select(&Tensor::new(from, &Device::Cpu).unwrap(), 0).unwrap())
+            Some(model.embedding().unwrap().index_select(&Tensor::new(from, &Device::Cpu).unwrap(), 0).unwrap())
         }
         _ => None,
     }

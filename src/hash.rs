@@ -28,6 +28,20 @@ pub fn sha256_file(path: &Path) -> io::Result<String> {
     }
 }
 
+/// The SHA-256 of several files' names and contents, in their order, in lower-case hexadecimal.
+///
+/// # Errors
+/// What opening or reading a file answers.
+pub fn sha256_files<'p>(paths: impl IntoIterator<Item = &'p Path>) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    for path in paths {
+        // A digest has one length, so that no name or content can stand for another.
+        hasher.update(Sha256::digest(path.file_name().unwrap_or_default().as_encoded_bytes()));
+        hasher.update(sha256_file(path)?);
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -190,7 +190,7 @@ pub fn audit(
     for (number, text) in sample.iter().enumerate() {
         let mut probe = AllPairs { plan: &plan, means, text, found: BTreeMap::new() };
         let frozen = models.model.peft.map(Peft::frozen);
-        let packed = Packed::from_sequences(&[&text.ids]).with_types(&[&text.types]);
+        let packed = Packed::pack([text.sequence()]);
         let pass = Pass::inference(frozen.as_ref());
         let forward = models.model.transformer.hidden_states(&packed, &pass, &mut probe);
         forward.map_err(|source| SimilarityError::Run { run: name.to_owned(), source })?;

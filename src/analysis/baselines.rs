@@ -150,8 +150,8 @@ mod tests {
             group: None,
             ids,
             special: (0..n).map(|i| i == 0 || i + 1 == n).collect(),
-            types: vec![],
             span: 0..n,
+            ..EncodedText::default()
         }
     }
 

@@ -84,9 +84,7 @@ pub fn batches(chunk: &[EncodedText], size: usize) -> Vec<Vec<usize>> {
 /// The texts of a batch, packed.
 #[must_use]
 pub fn pack(chunk: &[EncodedText], batch: &[usize]) -> Packed {
-    let sequences: Vec<&[u32]> = batch.iter().filter_map(|&p| chunk.get(p)).map(|t| t.ids.as_slice()).collect();
-    let types: Vec<&[u32]> = batch.iter().filter_map(|&p| chunk.get(p)).map(|t| t.types.as_slice()).collect();
-    Packed::from_sequences(&sequences).with_types(&types)
+    Packed::pack(batch.iter().filter_map(|&place| chunk.get(place)).map(EncodedText::sequence))
 }
 
 #[cfg(test)]
@@ -99,8 +97,8 @@ mod tests {
             group: None,
             ids: vec![1; length],
             special: vec![false; length],
-            types: vec![],
             span: 0..length,
+            ..EncodedText::default()
         }
     }
 

@@ -171,7 +171,7 @@ impl<'a> DoseStudy<'a> {
         let pass = Pass::inference(Some(peft)).observed_by(&shares);
         let mut probe = DoseProbe::new(blocks);
         for group in self.texts.chunks(self.batch_size.max(1)) {
-            let batch = Packed::from_sequences(&group.iter().map(|t| t.ids.as_slice()).collect::<Vec<_>>());
+            let batch = Packed::pack(group.iter().map(EncodedText::sequence));
             shares.expect(&batch, group);
             probe.expect(group);
             self.model.hidden_states(&batch, &pass, &mut probe)?;

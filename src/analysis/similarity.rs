@@ -12,7 +12,7 @@ use super::scratch::{Keeper, KeptBatch, Scratch};
 use super::states::{StatesError, StoredStates};
 use super::text_values::Stage;
 use super::workers::{Event, in_order};
-use crate::data::{DataError, Packed};
+use crate::data::{DataError, Image, Packed, Sequence};
 use crate::measures::{Cka, EmbeddingTable, Need, Point, TokenSet};
 use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::Peft;
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// A text ready to be measured by one model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EncodedText {
     /// Its position in the input, from 0.
     pub index: u64,
@@ -35,8 +35,18 @@ pub struct EncodedText {
     pub special: Vec<bool>,
     /// Token types; empty where all are 0.
     pub types: Vec<u32>,
+    /// The image, where it is one.
+    pub image: Option<Image>,
     /// The rows to measure; all run through the model.
     pub span: Range<usize>,
+}
+
+impl EncodedText {
+    /// What a model reads of it.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence<'_> {
+        Sequence { ids: &self.ids, types: &self.types, image: self.image.as_ref() }
+    }
 }
 
 /// Why similarity cannot be measured.
@@ -285,7 +295,7 @@ impl Measured<'_> {
     /// Whether the states are on the CPU from the start.
     fn on_cpu(&self) -> bool {
         match self.input.source {
-            StateSource::Model(model) => model.transformer.embedding().device().is_cpu(),
+            StateSource::Model(model) => model.transformer.device().is_cpu(),
             StateSource::Stored(_) => true,
         }
     }
@@ -450,10 +460,10 @@ struct Table {
 
 impl Table {
     fn new(input: &RunInput<'_>, plan: &MeasurePlan) -> Result<Self, ModelError> {
-        let Some(model) = input.source.model().filter(|_| plan.needs(Need::EmbeddingTable)) else {
+        let model = input.source.model().filter(|_| plan.needs(Need::EmbeddingTable));
+        let Some(embedding) = model.and_then(|model| model.transformer.embedding()) else {
             return Ok(Self { values: Vec::new(), width: input.source.width() });
         };
-        let embedding = model.transformer.embedding();
         let width = embedding.dim(1)?;
         let values = embedding.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         Ok(Self { values, width })

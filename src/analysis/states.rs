@@ -169,7 +169,7 @@ impl StoredStates {
             return Err(format(folder.display().to_string(), "no states here: no block_<layer>.safetensors"));
         };
         let (ids, offsets) = (contents.ids.into(), contents.offsets.into());
-        let packed = Packed { ids, offsets, types: Default::default() };
+        let packed = Packed { ids, offsets, types: Default::default(), images: Default::default() };
         Ok(Self { folder: folder.to_path_buf(), texts, packed, width: contents.width, files: points })
     }
 
@@ -189,8 +189,8 @@ impl StoredStates {
                 group: text.group.clone(),
                 ids: self.ids(place).to_vec(),
                 special: text.special.clone(),
-                types: Vec::new(),
                 span: text.rows(),
+                ..EncodedText::default()
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! Writing hidden states to files: a forward pass whose probe puts every row on the disk as it comes.
 
 use super::states::{StoredText, TOKENS_FILE, file_name};
-use crate::data::Packed;
+use crate::data::{Image, Packed, Sequence};
 use crate::disk::free_space;
 use crate::hash;
 use crate::measures::Point;
@@ -85,7 +85,7 @@ pub enum SaveError {
 }
 
 /// A text to save: what `tokens.jsonl` says of it, and its ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SavedText {
     /// Its line.
     pub line: StoredText,
@@ -93,6 +93,14 @@ pub struct SavedText {
     pub ids: Vec<u32>,
     /// Token types; empty where all are 0.
     pub types: Vec<u32>,
+    /// The image, where it is one.
+    pub image: Option<Image>,
+}
+
+impl SavedText {
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence { ids: &self.ids, types: &self.types, image: self.image.as_ref() }
+    }
 }
 
 /// A run whose states are saved.
@@ -231,9 +239,7 @@ pub fn save_states(
     persist::replace_folder(folder, |next| {
         let mut writer = Writer::create(next, plan, texts)?;
         for group in texts.chunks(run.batch_size.max(1)) {
-            let sequences: Vec<&[u32]> = group.iter().map(|text| text.ids.as_slice()).collect();
-            let types: Vec<&[u32]> = group.iter().map(|text| text.types.as_slice()).collect();
-            let batch = Packed::from_sequences(&sequences).with_types(&types);
+            let batch = Packed::pack(group.iter().map(SavedText::sequence));
             let ran = run.model.transformer.hidden_states(&batch, &pass, &mut writer);
             match (writer.failed.take(), ran) {
                 (Some(failed), _) => return Err(failed),

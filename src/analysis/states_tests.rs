@@ -12,7 +12,7 @@ fn saved(index: u64, ids: &[u32]) -> SavedText {
     let special = (0..ids.len()).map(|i| i == 0).collect();
     let offsets = Some((0..ids.len() as u64).map(|i| (i, i + 1)).collect());
     let line = StoredText { text: index, tokens, special, offsets, span: None, group: None };
-    SavedText { line, ids: ids.to_vec(), types: Vec::new() }
+    SavedText { line, ids: ids.to_vec(), types: Vec::new(), image: None }
 }
 
 /// Three texts of the embedded model, saved at the layers given.

@@ -2,14 +2,29 @@
 
 use super::chunks::TextSupply;
 use super::similarity::{EncodedText, SimilarityError};
-use crate::data::{DataError, ProbeText, Span, TextOptions, TextSource, Tokenize, clip};
+use crate::data::{
+    DataError, Encoded, ImageFile, ImageProcessor, ProbeText, Span, TextOptions, TextSource, Tokenize, clip,
+    image_files,
+};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// A file of texts with how they are cut.
+/// What texts, or images, are given to.
+#[derive(Clone, Copy)]
+pub enum Inputs<'t> {
+    /// A file of texts, to a tokenizer.
+    Texts(&'t dyn Tokenize),
+    /// A folder of images, to an image processor.
+    Images(&'t ImageProcessor),
+}
+
+/// How images are grouped: by the folder that each lies in.
+pub const BY_FOLDER: &str = "folder";
+
+/// A file of texts with how they are cut, or a folder of images.
 pub struct FileTexts<'t> {
-    /// The file.
+    /// The file, or the folder.
     pub path: PathBuf,
     /// What of a row is its text, and its group.
     pub options: TextOptions,
@@ -21,28 +36,47 @@ pub struct FileTexts<'t> {
     pub exact: Option<usize>,
     /// Only the first so many texts.
     pub limit: Option<usize>,
-    /// The model's tokenizer.
-    pub tokenizer: &'t dyn Tokenize,
+    /// What makes the model's tokens.
+    pub inputs: Inputs<'t>,
 }
 
-impl FileTexts<'_> {
-    /// The text in tokens; none if it is too short to enter.
-    fn encode(&self, text: ProbeText) -> Result<Option<EncodedText>, DataError> {
-        Ok(self.locate(text, false)?.map(|(text, _)| text))
-    }
-
-    /// The texts with the characters that each token stands for; none for sentence pairs, whose places are in
-    /// two texts.
+impl<'t> FileTexts<'t> {
+    /// The texts with the characters that each token stands for; none for images, and for sentence pairs, whose places
+    /// are in two texts.
     ///
     /// # Errors
     /// The file cannot be opened; a text cannot be read or encoded.
     pub fn located(&self) -> Result<impl Iterator<Item = Result<Located, DataError>> + '_, DataError> {
-        let source = TextSource::open(&self.path, self.options.clone())?.take(self.limit.unwrap_or(usize::MAX));
-        Ok(source.filter_map(|text| text.and_then(|text| self.locate(text, true)).transpose()))
+        self.read(true)
     }
 
-    fn locate(&self, text: ProbeText, places: bool) -> Result<Option<Located>, DataError> {
-        let encoded = text.encode(self.tokenizer)?;
+    fn read(&self, places: bool) -> Result<Box<dyn Iterator<Item = Result<Located, DataError>> + '_>, DataError> {
+        let limit = self.limit.unwrap_or(usize::MAX);
+        Ok(match self.inputs {
+            Inputs::Texts(tokenizer) => {
+                let source = TextSource::open(&self.path, self.options.clone())?.take(limit);
+                let locate = move |text: ProbeText| self.locate(text, tokenizer, places);
+                Box::new(source.filter_map(move |text| text.and_then(locate).transpose()))
+            }
+            Inputs::Images(processor) => {
+                let files = image_files(&self.path)?.into_iter().take(limit).enumerate();
+                Box::new(files.map(move |(index, file)| Ok((self.image(index as u64, file, processor)?, None))))
+            }
+        })
+    }
+
+    fn image(&self, index: u64, file: ImageFile, processor: &ImageProcessor) -> Result<EncodedText, DataError> {
+        let Encoded { ids, special, types, image, .. } = processor.encode(&file.path)?;
+        let group = match (&self.options.group_by, file.class) {
+            (None, _) => None,
+            (Some(_), Some(class)) => Some(class),
+            (Some(_), None) => return Err(DataError::NoClass { path: file.path.display().to_string() }),
+        };
+        Ok(EncodedText { index, group, span: 0..ids.len(), ids, special, types, image })
+    }
+
+    fn locate(&self, text: ProbeText, tokenizer: &'t dyn Tokenize, places: bool) -> Result<Option<Located>, DataError> {
+        let encoded = text.encode(tokenizer)?;
         let span = self.span.rows(&text, &encoded).map_err(|e| e.at(self.path.display().to_string()))?;
         let encoded = clip(encoded, Some(self.longest), self.exact);
         Ok(encoded.map(|encoded| {
@@ -54,6 +88,7 @@ impl FileTexts<'_> {
                 ids: encoded.ids,
                 special: encoded.special,
                 types: encoded.types,
+                image: None,
                 span: span.start.min(end)..span.end.min(end),
             };
             (text, places)
@@ -82,11 +117,7 @@ fn characters(text: &str, bytes: &[(usize, usize)]) -> Vec<(u64, u64)> {
 
 impl TextSupply for FileTexts<'_> {
     fn open(&self) -> Result<Box<dyn Iterator<Item = Result<EncodedText, SimilarityError>> + '_>, SimilarityError> {
-        let source = TextSource::open(&self.path, self.options.clone())?.take(self.limit.unwrap_or(usize::MAX));
-        Ok(Box::new(source.filter_map(|text| match text.and_then(|text| self.encode(text)) {
-            Ok(encoded) => encoded.map(Ok),
-            Err(e) => Some(Err(e.into())),
-        })))
+        Ok(Box::new(self.read(false)?.map(|text| Ok(text?.0))))
     }
 }
 
@@ -124,6 +155,10 @@ pub fn scan(supply: &dyn TextSupply, lookup: usize, seed: u64) -> Result<Scan, S
         }
         text.ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
         text.types.iter().for_each(|of| hasher.update(of.to_le_bytes()));
+        if let Some(image) = &text.image {
+            let bytes: Vec<u8> = image.values().iter().flat_map(|value| value.to_le_bytes()).collect();
+            hasher.update(bytes);
+        }
         text.special.iter().for_each(|&special| hasher.update([u8::from(special)]));
         hasher.update(text.group.as_deref().unwrap_or_default());
         drawn.insert((priority(seed, text.index), text.index));
@@ -158,8 +193,8 @@ mod tests {
             group: None,
             ids: ids.to_vec(),
             special: vec![false; ids.len()],
-            types: vec![],
             span: 0..ids.len(),
+            ..EncodedText::default()
         }
     }
 

@@ -348,9 +348,7 @@ pub fn measure_pairs(
         probe.expect(batch.iter().map(|(place, text)| request.text(*place, text, &decode(text))).collect());
         match source {
             StateSource::Model(model) => {
-                let sequences: Vec<&[u32]> = batch.iter().map(|(_, text)| text.ids.as_slice()).collect();
-                let types: Vec<&[u32]> = batch.iter().map(|(_, text)| text.types.as_slice()).collect();
-                let packed = Packed::from_sequences(&sequences).with_types(&types);
+                let packed = Packed::pack(batch.iter().map(|(_, text)| text.sequence()));
                 let pass = Pass::inference(frozen.as_ref());
                 model.transformer.hidden_states(&packed, &pass, &mut probe).map_err(failed)?;
             }
@@ -467,7 +465,7 @@ mod tests {
 
     fn text(index: u64, n: usize) -> EncodedText {
         let special = (0..n).map(|i| i == 0).collect();
-        EncodedText { index, group: None, ids: (0..n as u32).collect(), special, types: Vec::new(), span: 0..n }
+        EncodedText { index, ids: (0..n as u32).collect(), special, span: 0..n, ..EncodedText::default() }
     }
 
     fn words(n: usize) -> Vec<String> {

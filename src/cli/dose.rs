@@ -155,7 +155,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     write_chart(&args.out, "residual", &residual_chart(&residual))?;
     manifest
         .set("model", json!({"name": args.model, "revision": args.revision, "sha256": model.hashes()?}))
-        .set("tokenizer_sha256", model.tokenizer.sha256())
+        .set("tokenizer_sha256", model.processor.sha256())
         .set("adapter", described_adapter(&name, &folder)?)
         .set("trained", described_residual(&trained))
         .set("texts", described_file(&args.texts, texts.len())?)
@@ -240,6 +240,7 @@ fn examples(args: &DoseArgs, model: &LoadedModel, texts: &[EncodedText]) -> Resu
             loss: (0..text.ids.len()).map(|i| i > 0).collect(),
             response: text.ids.len(),
             special: text.special.clone(),
+            types: text.types.clone(),
             ..Example::default()
         };
         return Ok((texts.iter().map(example).collect(), LossSource("the texts".to_owned())));
@@ -248,7 +249,7 @@ fn examples(args: &DoseArgs, model: &LoadedModel, texts: &[EncodedText]) -> Resu
     let context = model.transformer.architecture().max_positions;
     let options = EncodingOptions { cutoff: args.cutoff.min(context), loss_on: args.loss_on };
     let template = Template::parse(&args.template)?;
-    let (mut examples, _) = encode_records(&records, &template, &model.tokenizer, options, data)?;
+    let (mut examples, _) = encode_records(&records, &template, model.tokenizer()?, options, data)?;
     if let Some(size) = args.val_size {
         let (_, held_out) = split_validation(examples.len(), size, args.seed)?;
         examples = held_out.iter().filter_map(|&i| examples.get(i).cloned()).collect();

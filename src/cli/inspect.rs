@@ -109,16 +109,23 @@ fn print_text(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Opt
     say!("model       {} ({})", args.model, a.family);
     say!("weights     {}", thousands(a.parameter_count()));
     say!(
-        "shape       {} layers, width {}, {} heads of {} ({} key/value), feed-forward {}, vocabulary {}, {} head",
+        "shape       {} layers, width {}, {} heads of {} ({} key/value), feed-forward {}{}, {} head",
         a.layers,
         a.hidden_size,
         a.heads,
         a.head_dim,
         a.kv_heads,
         a.intermediate_size,
-        a.vocab_size,
+        if a.patches.is_some() { String::new() } else { format!(", vocabulary {}", a.vocab_size) },
         a.head
     );
+    if let Some(grid) = &a.patches {
+        let ([tall, wide], [high, broad]) = (grid.image, grid.patch);
+        say!(
+            "images      {tall} × {wide} pixels in {} patches of {high} × {broad}, behind a class token",
+            grid.patches()
+        );
+    }
     say!("h0          {} (what the initial residual would mix in)", a.h0_kind);
     let theirs = match a.has_final_norm() {
         true => format!("l < {l}, and hidden_states[{l}] is layer {l} after the final norm", l = a.layers),

@@ -17,9 +17,10 @@ pub(super) fn of(model: &LoadedModel, share: Option<f64>, seed: u64) -> Result<O
     }
     let share = share.unwrap_or(MASK_SHARE);
     ensure!(share > 0.0 && share <= 1.0, "--mask-share {share}: give a share above 0 and up to 1");
-    let mask = model.tokenizer.mask().with_context(|| {
+    let tokenizer = model.tokenizer()?;
+    let mask = tokenizer.mask().with_context(|| {
         format!("--model {}: its tokenizer has no mask token, which an encoder is trained with", model.name)
     })?;
-    let vocab = architecture.vocab_size.min(model.tokenizer.vocab_size()) as u32;
+    let vocab = architecture.vocab_size.min(tokenizer.vocab_size()) as u32;
     Ok(Objective::MaskedTokens(Masking { mask, vocab, share, seed }))
 }

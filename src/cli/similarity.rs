@@ -9,7 +9,7 @@ mod run;
 mod split;
 mod work;
 
-use super::{open, states, token_pairs};
+use super::{states, texts, token_pairs};
 use crate::analysis::baselines::Baseline;
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
@@ -21,8 +21,7 @@ use crate::analysis::run_values::RunValues;
 use crate::analysis::runs::RunSpec;
 use crate::analysis::tables;
 use crate::data::Span;
-use crate::hash;
-use crate::measures::{Measure, parse_measures};
+use crate::measures::{Measure, Need, parse_measures};
 use crate::model::Precision;
 use crate::peft::base_model;
 use crate::persist;
@@ -50,13 +49,15 @@ pub(super) struct SimilarityArgs {
     /// The run that differences are against; by default the first.
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// The texts: .txt (a text a line), .csv, .tsv, .json or .jsonl. Stored states (--states) hold their own.
-    #[arg(long, required_unless_present = "states")]
+    /// The texts: .txt (a text a line), .csv, .tsv, .json or .jsonl; for a model that reads images a folder of .jpg and
+    /// .png. Stored states (--states) hold their own.
+    #[arg(long, visible_alias = "images", required_unless_present = "states")]
     texts: Option<PathBuf>,
     /// The CSV column or JSON key that holds the text.
     #[arg(long, requires = "texts")]
     field: Option<String>,
-    /// One curve for each value of this column or key, beside the one for all texts.
+    /// One curve for each value of this column or key, beside the one for all texts; of images `folder`, the one that each
+    /// lies in.
     #[arg(long, value_name = "FIELD", requires = "texts")]
     group_by: Option<String>,
     /// The file holds instruction or chat records; render them so: alpaca, released, short, or a file.
@@ -151,6 +152,18 @@ pub(super) struct SimilarityArgs {
 }
 
 impl SimilarityArgs {
+    /// The options that say something of texts alone, and whether they were given.
+    fn of_texts(&self) -> [(&'static str, bool); 5] {
+        let table = parse_measures(&self.measures).unwrap_or_default();
+        [
+            ("--span", self.span != Span::All),
+            ("--tokens", self.tokens.is_some()),
+            ("--token-classes", self.pairs.token_classes),
+            ("--distance", self.pairs.distance),
+            ("--measures nearest_embedding", table.iter().any(|m| m.need() == Some(Need::EmbeddingTable))),
+        ]
+    }
+
     fn precision(&self) -> Precision {
         self.base_dtype.beside(self.dtype)
     }
@@ -180,8 +193,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     persist::create_folder(&args.out)?;
     let mut manifest = Manifest::new("similarity");
     let texts = args.texts.as_ref();
-    let texts_sha256 =
-        texts.map(|texts| hash::sha256_file(texts).with_context(|| open::unreadable(texts))).transpose()?;
+    let texts_sha256 = texts.map(|texts| texts::sha256(texts)).transpose()?;
     let done = work::measure(args, &measures, &specs, &stored, reference, quiet)?;
 
     let table = tables::similarity_table(&done.runs, &done.references, args.seed)?;

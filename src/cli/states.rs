@@ -1,12 +1,13 @@
 //! The options of `similarity` about states in files.
 
 use super::progress::Progress;
+use super::texts::token_names;
 use super::token_pairs::file_name;
 use crate::analysis::layers::Layers;
+use crate::analysis::similarity::EncodedText;
 use crate::analysis::states::{StoredStates, StoredText};
 use crate::analysis::states_save::{SavePlan, SavedRun, SavedText, save_states};
 use crate::analysis::texts::{FileTexts, Located};
-use crate::analysis::token_text::TokenTexts;
 use crate::hash;
 use crate::measures::Point;
 use anyhow::{Context, Result, anyhow, bail};
@@ -68,9 +69,9 @@ impl StatesArgs {
     ) -> Result<()> {
         let Some(folder) = &self.save_states else { return Ok(()) };
         let folder = if alone { folder.clone() } else { folder.join(file_name(run.name)) };
-        let mut decoder = TokenTexts::new(&run.model.tokenizer);
+        let mut names = token_names(run.model);
         let located = texts.located()?.take(most);
-        let texts = located.map(|text| text.map(|text| saved(text, &mut decoder))).collect::<Result<Vec<_>, _>>()?;
+        let texts = located.map(|text| text.map(|text| saved(text, &mut names))).collect::<Result<Vec<_>, _>>()?;
         let plan = SavePlan::new(points, &texts, run.model.transformer.architecture().hidden_size);
         progress.begin(&format!("{}, saving states", run.name), texts.len() as u64);
         if run.is_saved(&plan, &texts, &folder) {
@@ -90,17 +91,18 @@ impl StatesArgs {
     }
 }
 
-fn saved((text, offsets): Located, decoder: &mut TokenTexts<'_>) -> SavedText {
+fn saved((text, offsets): Located, names: &mut dyn FnMut(&EncodedText) -> Vec<String>) -> SavedText {
+    let tokens = names(&text);
     let whole = text.span == (0..text.ids.len());
     let line = StoredText {
         text: text.index,
-        tokens: text.ids.iter().map(|&id| decoder.text(id)).collect(),
+        tokens,
         special: text.special,
         offsets,
         span: (!whole).then_some((text.span.start, text.span.end)),
         group: text.group,
     };
-    SavedText { line, ids: text.ids, types: text.types }
+    SavedText { line, ids: text.ids, types: text.types, image: text.image }
 }
 
 /// Refuses a layer that is asked for by name (with the option `option`) and not stored.

@@ -16,11 +16,11 @@ pub(super) struct PairArgs {
     /// Similarity within and between classes of tokens (first, special, digits, punctuation, words): which
     /// tokens make the mean what it is.
     #[arg(long)]
-    token_classes: bool,
+    pub(super) token_classes: bool,
     /// Similarity against the distance |i−j| of two tokens. It forms every pair, so its cost grows with the
     /// square of the length: of the first --max-texts texts.
     #[arg(long)]
-    distance: bool,
+    pub(super) distance: bool,
     /// A token × token heat map at each of these layers: all, 0,4,8 or 2..10.
     #[arg(long, value_name = "LAYERS")]
     heatmap: Option<Layers>,

@@ -1,14 +1,17 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
-use super::{device, inspect, objective, open, profile_report};
+use super::{device, inspect, objective, open, profile_report, texts};
+use crate::analysis::chunks::TextSupply;
 use crate::analysis::manifest::Manifest;
+use crate::analysis::similarity::EncodedText;
+use crate::analysis::texts::FileTexts;
 use crate::data::{
-    EncodingOptions, EncodingReport, Labelled, LossOn, Template, TextOptions, TextSource, clip, encode_records,
-    read_labelled, read_records, split_validation,
+    EncodingOptions, EncodingReport, Example, Labelled, LossOn, Template, encode_records, read_labelled,
+    read_labelled_images, read_records, split_validation,
 };
 use crate::hash;
-use crate::model::{LoadedModel, ModelError};
+use crate::model::{LoadedModel, ModelError, Processor};
 use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
@@ -41,7 +44,8 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<String>,
-    /// Training data: JSON, JSON lines (instruction/input/output, question/answer, messages, text) or plain text.
+    /// Training data: JSON, JSON lines (instruction/input/output, question/answer, messages, text) or plain text; for a
+    /// model that reads images a folder that holds a folder of .jpg and .png for each class.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<PathBuf>,
@@ -283,10 +287,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let (place, precision) = (device::open(&config.device)?, config.precision());
     device::check(precision, &place)?;
     let mut model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
-    let labelled = match &config.label_field {
-        None => None,
-        Some(label) => Some(labelled(&config, label, &mut model, &place)?),
-    };
+    let labelled = labelled(&config, &mut model, &place)?;
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     let objective = match &labelled {
@@ -298,7 +299,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         prepare_folder(&config.out)?;
     }
     let hashes = model.hashes()?;
-    let data_hash = hash::sha256_file(&config.data).with_context(|| open::unreadable(&config.data))?;
+    let data_hash = texts::sha256(&config.data)?;
     let (data, notes) = prepare_data(&config, &model, labelled)?;
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
     let subject = subject(&config, model)?.learning(objective);
@@ -396,11 +397,11 @@ fn prepare_data(
         None => {
             let records = read_records(&config.data)?;
             let template = Template::parse(&config.template)?;
-            encode_records(&records, &template, &model.tokenizer, options, &config.data)?
+            encode_records(&records, &template, model.tokenizer()?, options, &config.data)?
         }
     };
     let mut notes = Vec::new();
-    if config.cutoff > context {
+    if config.cutoff > context && model.transformer.architecture().patches.is_none() {
         notes.push(format!("--cutoff {} is longer than the model's context: cut at {context}", config.cutoff));
     }
     if report.dropped > 0 {
@@ -414,12 +415,12 @@ fn prepare_data(
     let (train, held_out) = split_validation(count, val_size, config.seed)?;
     let pick = |indices: &[usize]| indices.iter().filter_map(|&i| examples.get(i).cloned()).collect::<Vec<_>>();
     let validation = pick(&held_out);
-    let texts: Vec<_> = match &config.probe_texts {
-        None => validation.iter().take(32).map(|e| (e.ids.clone(), e.special.clone())).collect(),
+    let texts = match &config.probe_texts {
+        None => validation.iter().take(32).cloned().collect(),
         Some(path) => probe_texts(path, model, options.cutoff)?,
     };
     // A tokenizer of another model is found out before the first step, not when its token comes by.
-    let ids = examples.iter().flat_map(|e| &e.ids).chain(texts.iter().flat_map(|(ids, _)| ids));
+    let ids = examples.iter().chain(&texts).flat_map(|e| &e.ids);
     let vocab = model.transformer.architecture().vocab_size;
     if let Some(&id) = ids.copied().collect::<BTreeSet<u32>>().last().filter(|&&id| id as usize >= vocab) {
         return Err(ModelError::Token { id, vocab }.into());
@@ -427,22 +428,43 @@ fn prepare_data(
     Ok((TrainData { train: pick(&train), validation, probe: ProbeSet { texts } }, notes))
 }
 
-/// The texts of --data with their classes; gives the model its head for them.
-fn labelled(config: &TrainConfig, label: &str, model: &mut LoadedModel, place: &Device) -> Result<Labelled> {
-    let cutoff = config.cutoff.min(model.transformer.architecture().max_positions);
-    let labelled = read_labelled(&config.data, label, config.field.as_deref(), &model.tokenizer, cutoff)?;
+/// The texts of --data with their classes, if it is classes that are learned, or its images; gives the model its head for
+/// them.
+fn labelled(config: &TrainConfig, model: &mut LoadedModel, place: &Device) -> Result<Option<Labelled>> {
+    let architecture = model.transformer.architecture();
+    let labelled = match (&model.processor, &config.label_field) {
+        (Processor::Texts(_), None) => return Ok(None),
+        (Processor::Texts(tokenizer), Some(label)) => {
+            let cutoff = config.cutoff.min(architecture.max_positions);
+            read_labelled(&config.data, label, config.field.as_deref(), tokenizer, cutoff)?
+        }
+        (Processor::Images(processor), label) => {
+            let given = [
+                ("label-field", label.is_some()),
+                ("mask-share", config.mask_share.is_some()),
+                ("init-adapter", config.init_adapter.is_some()),
+            ];
+            texts::refuse_for_images(architecture.family, &given)?;
+            let (data, family) = (config.data.display(), architecture.family);
+            ensure!(config.data.is_dir(), "{data}: is no folder, and a {family} model learns from a folder of images");
+            read_labelled_images(&config.data, processor)?
+        }
+    };
     let files = open::files(&config.model, config.revision.as_deref())?;
     model.transformer = model.classifying(labelled.classes.len(), files.as_deref(), config.precision(), place)?;
-    Ok(labelled)
+    Ok(Some(labelled))
 }
 
-fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {
-    let mut texts = Vec::new();
-    for text in TextSource::open(path, TextOptions::default())? {
-        let text = text?;
-        let encoded = text.encode(&model.tokenizer)?;
-        texts.extend(clip(encoded, Some(cutoff), None).map(|e| (e.ids, e.special)));
-    }
+fn probe_texts(path: &Path, model: &LoadedModel, cutoff: usize) -> Result<Vec<Example>> {
+    let texts = FileTexts { longest: cutoff, ..texts::file_texts(model, path, None, None, None)? };
+    let example = |text: EncodedText| Example {
+        ids: text.ids,
+        special: text.special,
+        types: text.types,
+        image: text.image,
+        ..Example::default()
+    };
+    let texts = texts.open()?.map(|text| Ok(example(text?))).collect::<Result<Vec<_>>>()?;
     ensure!(!texts.is_empty(), "{}: holds no text", path.display());
     Ok(texts)
 }

@@ -1,12 +1,23 @@
 //! Packed batches and the order in which examples enter them.
 
-use super::{DataError, Example};
+use super::{DataError, Example, Image};
 use crate::random::{permutation, stream};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What a model reads of one text or image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sequence<'a> {
+    /// The token ids; of an image 0 for its class token and else the number of a patch, from 1.
+    pub ids: &'a [u32],
+    /// The token types; an empty list stands for zeros.
+    pub types: &'a [u32],
+    /// The image whose patches the ids are.
+    pub image: Option<&'a Image>,
+}
+
 /// Token sequences one after another, without padding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Packed {
     /// The ids of all sequences, `[tokens]`.
     pub ids: Arc<[u32]>,
@@ -14,32 +25,35 @@ pub struct Packed {
     pub offsets: Arc<[usize]>,
     /// The token types (which sentence of a pair), `[tokens]`; empty where all are 0.
     pub types: Arc<[u32]>,
+    /// The image of each sequence; empty where they are texts.
+    pub images: Arc<[Image]>,
 }
 
 impl Packed {
-    /// Packs the sequences in their order.
+    /// Packs sequences of token ids in their order.
     #[must_use]
     pub fn from_sequences<S: AsRef<[u32]>>(sequences: &[S]) -> Self {
-        let mut ids = Vec::new();
-        let mut offsets = vec![0];
-        for sequence in sequences {
-            ids.extend_from_slice(sequence.as_ref());
-            offsets.push(ids.len());
-        }
-        Self { ids: ids.into(), offsets: offsets.into(), types: Arc::default() }
+        Self::pack(sequences.iter().map(|ids| Sequence { ids: ids.as_ref(), types: &[], image: None }))
     }
 
-    /// The batch with the token types of its sequences, in their order; an empty list stands for zeros.
+    /// Packs sequences in their order.
     #[must_use]
-    pub fn with_types<S: AsRef<[u32]>>(mut self, types: &[S]) -> Self {
-        if types.iter().any(|t| !t.as_ref().is_empty()) {
-            let of = |index: usize| {
-                let given = types.get(index).map(S::as_ref).unwrap_or_default();
-                given.iter().copied().chain(std::iter::repeat(0)).take(self.rows(index).len())
-            };
-            self.types = (0..self.sequences()).flat_map(of).collect();
+    pub fn pack<'a>(sequences: impl IntoIterator<Item = Sequence<'a>>) -> Self {
+        let (mut ids, mut types, mut images) = (Vec::new(), Vec::new(), Vec::new());
+        let mut offsets = vec![0];
+        for sequence in sequences {
+            if !sequence.types.is_empty() {
+                types.resize(ids.len(), 0);
+                types.extend(sequence.types.iter().take(sequence.ids.len()));
+            }
+            ids.extend_from_slice(sequence.ids);
+            images.extend(sequence.image.cloned());
+            offsets.push(ids.len());
         }
-        self
+        if !types.is_empty() {
+            types.resize(ids.len(), 0);
+        }
+        Self { ids: ids.into(), offsets: offsets.into(), types: types.into(), images: images.into() }
     }
 
     /// The number of sequences.
@@ -216,6 +230,9 @@ mod tests {
         assert_eq!(packed.sequence(2), [8, 9]);
         assert_eq!(packed.rows(2), 3..5);
         assert_eq!(packed.sequence(3), [0u32; 0]);
+        let of = |ids, types| Sequence { ids, types, image: None };
+        let typed = Packed::pack([of(&[5, 6], &[]), of(&[7, 8, 9], &[0, 1]), of(&[4], &[])]);
+        assert_eq!((&*typed.types, &*typed.offsets), (&[0, 0, 0, 1, 0, 0][..], &[0, 2, 5, 6][..]));
         let empty = Packed::from_sequences::<Vec<u32>>(&[]);
         assert_eq!((empty.sequences(), empty.longest(), empty.positions().len()), (0, 0, 0));
     }

@@ -1,6 +1,6 @@
 //! Rendered records become token examples with their loss targets.
 
-use super::{ChatTemplate, DataError, Encoded, Phase, Record, Rendered, Template, Tokenize};
+use super::{ChatTemplate, DataError, Encoded, Image, Phase, Record, Rendered, Sequence, Template, Tokenize};
 use std::ops::Range;
 use std::path::Path;
 
@@ -34,7 +34,7 @@ pub struct EncodingReport {
 }
 
 /// A training example of n tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Example {
     /// The token ids, `[n]`.
     pub ids: Vec<u32>,
@@ -48,6 +48,16 @@ pub struct Example {
     pub types: Vec<u32>,
     /// The text's class, where texts are classified.
     pub class: Option<u32>,
+    /// The image, where it is one.
+    pub image: Option<Image>,
+}
+
+impl Example {
+    /// What a model reads of it.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence<'_> {
+        Sequence { ids: &self.ids, types: &self.types, image: self.image.as_ref() }
+    }
 }
 
 /// The tokens of a text, with BOS in front where the tokenizer adds one; for a text with `add_special` false,
@@ -150,9 +160,8 @@ fn encode_rendered(
         *first = false;
     }
     let response = response.unwrap_or(encoded.ids.len());
-    let example =
-        Example { ids: encoded.ids, loss, response, special: encoded.special, types: encoded.types, class: None };
-    Ok((example, truncated))
+    let Encoded { ids, special, types, .. } = encoded;
+    Ok((Example { ids, loss, response, special, types, ..Example::default() }, truncated))
 }
 
 /// Keeps the first `length` tokens.

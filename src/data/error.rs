@@ -32,6 +32,28 @@ pub enum DataError {
         /// What was looked for.
         wanted: &'static str,
     },
+    /// A file that is no image, or no image of the right size.
+    #[error("{path}: cannot be read as an image: {reason}; leave it out, or write it as JPEG or PNG")]
+    Image {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An image that lies in no folder within the folder.
+    #[error("{path}: lies in no folder that names its class; put every image into one")]
+    NoClass {
+        /// The image.
+        path: String,
+    },
+    /// A configuration of an image processor that cannot be followed.
+    #[error("{file}: {reason}; is this the file that belongs to the model?")]
+    Preprocessor {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A field that names no classes.
     #[error(
         "{path}: the field {label} has {classes} value{}; a classifier needs 2 to 1000", if *.classes == 1 { "" } else { "s" }
@@ -42,6 +64,16 @@ pub enum DataError {
         /// The field.
         label: String,
         /// How many values it has.
+        classes: usize,
+    },
+    /// A folder whose folders are no classes.
+    #[error(
+        "{path}: holds {classes} folder{} of images; a classifier needs 2 to 1000", if *.classes == 1 { "" } else { "s" }
+    )]
+    Folders {
+        /// The folder.
+        path: String,
+        /// How many folders with images it has.
         classes: usize,
     },
     /// The name does not say what the file holds.

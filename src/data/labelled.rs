@@ -1,18 +1,19 @@
-//! Texts with their classes.
+//! Texts and images with their classes.
 
 use super::texts::{Content, TextOptions, TextSource};
-use super::{DataError, Example, Tokenize, clip};
+use super::{DataError, Encoded, Example, ImageFile, ImageProcessor, Tokenize, clip, image_files};
+use rayon::prelude::*;
 use std::path::Path;
 
 /// More classes than any task has; more are a field of another kind.
 const MOST_CLASSES: usize = 1000;
 
-/// Texts with their classes, and the classes' names.
+/// Texts or images with their classes, and the classes' names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Labelled {
-    /// The texts, each with its class.
+    /// The texts or images, each with its class.
     pub examples: Vec<Example>,
-    /// What the classes are called in the file, in their order: by number if all are whole numbers, else by letter.
+    /// What the classes are called in the file, or the folders, in their order: by number if all are whole numbers, else by letter.
     pub classes: Vec<String>,
 }
 
@@ -36,6 +37,29 @@ pub fn read_labelled(
         let Some(encoded) = clip(text.encode(tokenizer)?, Some(cutoff), None) else { continue };
         rows.push((encoded, text.group.unwrap_or_default()));
     }
+    labelled(rows).map_err(|classes| DataError::Classes {
+        path: path.display().to_string(),
+        label: label.to_owned(),
+        classes,
+    })
+}
+
+/// Reads the images of a folder, each with the class that the folder which it lies in names.
+///
+/// # Errors
+/// An image cannot be read or lies in no folder, or there are fewer than two folders or too many.
+pub fn read_labelled_images(path: &Path, processor: &ImageProcessor) -> Result<Labelled, DataError> {
+    let files = image_files(path)?;
+    let row = |file: &ImageFile| match &file.class {
+        Some(class) => Ok((processor.encode(&file.path)?, class.clone())),
+        None => Err(DataError::NoClass { path: file.path.display().to_string() }),
+    };
+    let rows = files.par_iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    labelled(rows).map_err(|classes| DataError::Folders { path: path.display().to_string(), classes })
+}
+
+/// Rows and their classes as examples; how many classes there are where that is too few or too many.
+fn labelled(rows: Vec<(Encoded, String)>) -> Result<Labelled, usize> {
     let mut classes: Vec<String> = rows.iter().map(|(_, class)| class.clone()).collect();
     match classes.iter().map(|class| class.parse::<i64>()).collect::<Result<Vec<_>, _>>() {
         Ok(_) => classes.sort_by_key(|class| class.parse::<i64>().unwrap_or(0)),
@@ -43,14 +67,14 @@ pub fn read_labelled(
     }
     classes.dedup();
     if !(2..=MOST_CLASSES).contains(&classes.len()) {
-        let place = path.display().to_string();
-        return Err(DataError::Classes { path: place, label: label.to_owned(), classes: classes.len() });
+        return Err(classes.len());
     }
-    let example = |(encoded, class): (super::Encoded, String)| Example {
+    let example = |(encoded, class): (Encoded, String)| Example {
         loss: vec![false; encoded.ids.len()],
         response: encoded.ids.len(),
         special: encoded.special,
         types: encoded.types,
+        image: encoded.image,
         class: classes.iter().position(|known| *known == class).map(|index| index as u32),
         ids: encoded.ids,
     };

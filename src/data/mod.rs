@@ -1,4 +1,4 @@
-//! Texts and training records: readers, prompt templates, encoding, batching.
+//! Texts, images and training records: readers, prompt templates, encoding, batching.
 //!
 //! A file becomes [`Record`]s ([`read_records`]), a [`Template`] renders each to a text that knows where its
 //! response begins, [`encode_records`] turns that into token [`Example`]s with their loss targets, and
@@ -8,6 +8,9 @@ mod batch;
 mod chat;
 mod encode;
 mod error;
+mod image;
+mod image_folder;
+mod image_processor;
 mod json;
 mod labelled;
 mod lines;
@@ -17,18 +20,21 @@ mod table;
 mod template;
 mod texts;
 
-pub use batch::{EpochOrder, Packed, split_validation, targets_and_weights};
+pub use batch::{EpochOrder, Packed, Sequence, split_validation, targets_and_weights};
 pub use chat::ChatTemplate;
 pub use encode::{EncodingOptions, EncodingReport, Example, LossOn, encode_records, encode_text};
 pub use error::DataError;
-pub use labelled::{Labelled, read_labelled};
+pub use image::{Image, PatchGrid};
+pub use image_folder::{ImageFile, image_files};
+pub use image_processor::{ImageProcessor, PREPROCESSOR};
+pub use labelled::{Labelled, read_labelled, read_labelled_images};
 pub use records::{Message, Record, read_records};
 pub use span::{Span, clip};
 pub use template::{FileTemplate, Phase, Rendered, Template};
 pub use texts::{Content, ProbeText, TextOptions, TextSource};
 
-/// The tokens of one text.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The tokens of one text, or of one image.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Encoded {
     /// The token ids.
     pub ids: Vec<u32>,
@@ -38,6 +44,8 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
     /// For each token which text of a pair it belongs to, 0 or 1; empty where all are 0.
     pub types: Vec<u32>,
+    /// The image, whose patches the ids from 1 on are; id 0 is the class token.
+    pub image: Option<Image>,
 }
 
 /// What encoding needs of a tokenizer.

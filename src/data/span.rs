@@ -80,7 +80,7 @@ mod tests {
             ids: (0..n).collect(),
             special: vec![false; n as usize],
             offsets: vec![(0, 1); n as usize],
-            types: Vec::new(),
+            ..Encoded::default()
         };
         assert_eq!(clip(encoded(5), None, None), Some(encoded(5)));
         assert_eq!(clip(encoded(5), Some(3), None), Some(encoded(3)));
@@ -94,6 +94,7 @@ mod tests {
             special: ids.iter().map(|&id| id > 7).collect(),
             offsets: ids.iter().map(|&id| if id == 9 { (0, 0) } else { (id as usize, id as usize + 1) }).collect(),
             types: types.to_vec(),
+            image: None,
         };
         let pair = ended(&[9, 1, 2, 9, 3, 8, 9], &[0, 0, 0, 0, 1, 1, 1]);
         assert_eq!(clip(pair.clone(), Some(5), None), Some(ended(&[9, 1, 2, 9, 9], &[0, 0, 0, 0, 1])));

@@ -72,7 +72,7 @@ impl Tokenize for Real {
             ids: encoding.get_ids().to_vec(),
             special: encoding.get_special_tokens_mask().iter().map(|&m| m == 1).collect(),
             offsets: encoding.get_offsets().to_vec(),
-            types: Vec::new(),
+            ..Encoded::default()
         })
     }
 

@@ -1,7 +1,7 @@
 //! BERT and RoBERTa against transformers: states, gradients, tokenizers, and a real model.
 
 use super::*;
-use crate::data::Encoded;
+use crate::data::{Encoded, Sequence};
 use crate::model::tokenizer::TextTokenizer;
 use crate::model::{H0Kind, LoadedModel, Role};
 use crate::peft::Policy;
@@ -22,7 +22,8 @@ fn list(values: &BTreeMap<String, Tensor>, key: &str) -> Vec<Vec<u32>> {
 }
 
 fn batch(values: &BTreeMap<String, Tensor>) -> Packed {
-    Packed::from_sequences(&list(values, "ids")).with_types(&list(values, "types"))
+    let (ids, types) = (list(values, "ids"), list(values, "types"));
+    Packed::pack(ids.iter().zip(&types).map(|(ids, types)| Sequence { ids, types, image: None }))
 }
 
 /// The golden scalar: every number of the last block times its own weight.
@@ -53,7 +54,8 @@ fn every_layer_is_that_of_transformers() {
             }
             assert_eq!(relative_error(&last, &keep.0[layers].1), 0.0);
             // Each sequence alone: packing does not let them meet.
-            let alone = Packed::from_sequences(&[batch.sequence(2)]).with_types(&[&list(&expected, "types")[2]]);
+            let types = &list(&expected, "types")[2];
+            let alone = Packed::pack([Sequence { ids: batch.sequence(2), types, image: None }]);
             let alone = model.hidden_states(&alone, &Pass::default(), &mut Keep::default()).unwrap();
             close(name, &alone, &expected[&format!("layer_{layers}_2")], tolerance);
             assert_eq!(relative_error(&model.h0(&batch).unwrap(), &keep.0[0].1), 0.0);
@@ -265,14 +267,14 @@ fn all_minilm_has_the_states_of_transformers() {
     for case in json(&golden("minilm.json")).as_array().unwrap() {
         let texts: Vec<&str> = case["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
         let encoded = match texts.as_slice() {
-            [text, pair] => loaded.tokenizer.encode_pair(text, pair).unwrap(),
-            other => loaded.tokenizer.encode(other[0], true).unwrap(),
+            [text, pair] => loaded.tokenizer().unwrap().encode_pair(text, pair).unwrap(),
+            other => loaded.tokenizer().unwrap().encode(other[0], true).unwrap(),
         };
         assert_eq!(serde_json::json!(encoded.ids), case["ids"]);
         if texts.len() == 2 {
             assert_eq!(serde_json::json!(encoded.types), case["types"]);
         }
-        let batch = Packed::from_sequences(&[&encoded.ids]).with_types(&[&encoded.types]);
+        let batch = Packed::pack([Sequence { ids: &encoded.ids, types: &encoded.types, image: None }]);
         let mut keep = Keep::default();
         loaded.transformer.hidden_states(&batch, &Pass::default(), &mut keep).unwrap();
         let layers = case["layers"].as_array().unwrap();

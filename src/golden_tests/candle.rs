@@ -15,12 +15,12 @@
 //! ALBERT, ELECTRA, GPT-2, GPT-J, GPT-NeoX, BLOOM and OPT, which it does not have; bert_classification, which has BERT's
 //! states; roberta_mlm, which candle has as XLM-RoBERTa alone and nobody has tried.
 
-use super::each_family::batch_of;
+use super::each_family::{batch_of, load};
 use super::*;
 use candle_nn::VarBuilder;
 use candle_transformers::models::{
     bert, distilbert, falcon, gemma, gemma2, gemma3, mistral, modernbert, olmo2, phi3, qwen2, qwen3, stable_lm,
-    starcoder2, t5,
+    starcoder2, t5, vit,
 };
 use serde::de::DeserializeOwned;
 use serde_json::json as value;
@@ -87,7 +87,7 @@ fn deviation(case: &Case) -> f64 {
     let ours = model(dir.path(), DType::F32);
     merge(&mut config, &case.theirs);
     let mut answer = (case.answer)(config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
-    let batch = batch_of(&tensors(&folder.join("golden.safetensors")));
+    let batch = batch_of(&tensors(&folder.join("golden.safetensors")), &ours);
     let expected = match case.states {
         true => {
             let mut keep = Keep::default();
@@ -257,5 +257,21 @@ fn our_models_agree_with_candles() {
     for case in decoders().iter().chain(&encoders()) {
         let deviation = deviation(case);
         assert!(deviation < 1e-5, "{} deviates by {deviation:.1e}", case.name);
+    }
+}
+
+#[test]
+fn vit_answers_as_candles_does() {
+    let folder = golden("families").join("vit");
+    let values = tensors(&folder.join("golden.safetensors"));
+    let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let config = read::<vit::Config>(json(&folder.join("config.json")));
+    let theirs = vit::Model::new(&config, 3, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)).unwrap();
+    let ours = load("vit", DType::F32);
+    let batch = batch_of(&values, &ours);
+    let logits = ours.logits(&batch, &Pass::default()).unwrap();
+    for s in 0..3 {
+        let wanted = theirs.forward(&values[&format!("pixels_{s}")].unsqueeze(0).unwrap()).unwrap();
+        close("vit", &rows(&logits, &batch, s).narrow(0, 0, 1).unwrap(), &wanted, 2e-6);
     }
 }

@@ -1,6 +1,7 @@
 //! Every family against transformers, and docs/models.md, which says what was compared.
 
 use super::*;
+use crate::data::{Image, Sequence};
 use crate::kernels::Gradients;
 use crate::model::Backward;
 use crate::peft::{Mixing, Policy};
@@ -25,9 +26,6 @@ struct Compared {
 
 const NO_LABEL: u32 = u32::MAX;
 
-/// Folders whose family is not supported yet; docs/models.md names them.
-const WAITING: &[&str] = &["vit"];
-
 fn cases() -> Vec<String> {
     let entries = std::fs::read_dir(golden("families")).unwrap();
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -42,10 +40,18 @@ fn largest(deviations: impl IntoIterator<Item = f64>) -> f64 {
     })
 }
 
-pub(super) fn batch_of(values: &BTreeMap<String, Tensor>) -> Packed {
+/// The texts of a case, or its images cut as `model` cuts them.
+pub(super) fn batch_of(values: &BTreeMap<String, Tensor>, model: &Transformer) -> Packed {
     let list = |key: &str| (0..3).map(|s| values[&format!("{key}_{s}")].to_vec1().unwrap()).collect::<Vec<Vec<u32>>>();
-    let batch = Packed::from_sequences(&list("ids"));
-    if values.contains_key("types_0") { batch.with_types(&list("types")) } else { batch }
+    let Some(grid) = &model.architecture().patches else {
+        let ids = list("ids");
+        let types = if values.contains_key("types_0") { list("types") } else { vec![Vec::new(); 3] };
+        return Packed::pack(ids.iter().zip(&types).map(|(ids, types)| Sequence { ids, types, image: None }));
+    };
+    let ids: Vec<u32> = (0..=grid.patches() as u32).collect();
+    let pixels = |s| values[&format!("pixels_{s}")].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let images: Vec<Image> = (0..3).map(|s| Image::from_pixels(&pixels(s), grid)).collect();
+    Packed::pack(images.iter().map(|image| Sequence { ids: &ids, types: &[], image: Some(image) }))
 }
 
 /// Targets and weights of the case's loss, a row a token.
@@ -68,7 +74,10 @@ fn targets(
             Some((labels.iter().map(|&label| if label == NO_LABEL { 0 } else { label }).collect(), weights))
         }
         "class" => {
-            let classes = |s| values[&format!("classes_{s}")].to_vec1::<u32>().unwrap()[0];
+            let classes = |s: usize| match values.get("labels") {
+                Some(labels) => labels.to_vec1::<u32>().unwrap()[s],
+                None => values[&format!("classes_{s}")].to_vec1::<u32>().unwrap()[0],
+            };
             let example =
                 |s| Example { ids: batch.sequence(s).to_vec(), class: Some(classes(s)), ..Example::default() };
             let examples: Vec<Example> = (0..3).map(example).collect();
@@ -84,7 +93,7 @@ fn targets(
 }
 
 /// The model of a case; a classifier's with its head for classes.
-fn load(name: &str, dtype: DType) -> Transformer {
+pub(super) fn load(name: &str, dtype: DType) -> Transformer {
     let folder = golden("families").join(name);
     if json(&folder.join("golden.json"))["loss_kind"] != "class" {
         return model(&folder, dtype);
@@ -100,7 +109,7 @@ fn forward(name: &str, dtype: DType, values: &BTreeMap<String, Tensor>) -> (f64,
 
 /// States and logits of a model that may have come another way; the largest deviation of each.
 pub(super) fn forward_of(model: &Transformer, name: &str, values: &BTreeMap<String, Tensor>) -> (f64, Option<f64>) {
-    let batch = batch_of(values);
+    let batch = batch_of(values, model);
     let mut keep = Keep::default();
     model.hidden_states(&batch, &Pass::default(), &mut keep).unwrap();
     let a = model.architecture();
@@ -140,9 +149,9 @@ pub(super) fn forward_of(model: &Transformer, name: &str, values: &BTreeMap<Stri
 
 /// The loss and the gradients of LoRA with the initial residual in f64: the largest deviation.
 fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Option<f64> {
-    let batch = batch_of(values);
     let kind = stated["loss_kind"].as_str().unwrap();
     let model = load(name, DType::F64);
+    let batch = batch_of(values, &model);
     let (targets, weights) = targets(kind, model.architecture().causal, &batch, values)?;
     let lora = &stated["lora"];
     let config = PeftConfig {
@@ -274,7 +283,7 @@ fn cells(table: &str) -> Vec<(Vec<&str>, Vec<Option<f64>>)> {
 #[test]
 fn every_family_is_transformers_own() {
     let mut compared = Vec::new();
-    for name in cases().iter().filter(|name| !WAITING.contains(&name.as_str())) {
+    for name in &cases() {
         let c = compare(name);
         assert!(c.states < 1e-5, "{name}: states deviate by {:.1e}", c.states);
         assert!(c.logits.is_none_or(|d| d < 1e-5), "{name}: logits deviate by {:?}", c.logits);

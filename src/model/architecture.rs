@@ -1,7 +1,11 @@
 //! What distinguishes one model family from another, as data.
 
 pub use super::disentangled::Disentangled;
-use crate::kernels::{Activation, Columns, Pairing};
+pub use super::names::{ClassHead, Modules, Names, SubLayerNorms};
+pub use super::role::Role;
+pub use super::rope::{Llama3Scaling, Rope, RopeScaling};
+use crate::data::PatchGrid;
+use crate::kernels::{Activation, Columns};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -10,8 +14,10 @@ use std::fmt;
 pub struct Architecture {
     /// The family's `model_type`, for messages and manifests.
     pub family: &'static str,
-    /// Rows of the embedding table.
+    /// Rows of the embedding table; of a model that reads images the class token and the patches.
     pub vocab_size: usize,
+    /// How a model that reads images cuts them; `None` for one that reads texts.
+    pub patches: Option<PatchGrid>,
     /// Width d of the residual stream.
     pub hidden_size: usize,
     /// Width of the embedding table; where it is not d, a projection follows.
@@ -90,11 +96,15 @@ impl Architecture {
             }
             all.insert(format!("{path}.weight"), vec![width]);
         };
-        let table = vec![self.vocab_size, e];
-        all.insert(names.whole(names.embedding, "weight"), table.clone());
+        match &self.patches {
+            Some(grid) => all.extend(self.patch_tensors(grid).into_iter().map(|(name, [shape, _])| (name, shape))),
+            None => {
+                all.insert(names.whole(names.embedding, "weight"), vec![self.vocab_size, e]);
+            }
+        }
         // OPT adds positions of the stream's width; the others project what they have summed.
         let summed = if self.projects_tokens() { d } else { e };
-        if let Positions::Learned { first, .. } = self.positions {
+        if let (Positions::Learned { first, .. }, None) = (&self.positions, &self.patches) {
             all.insert(names.whole(names.positions, "weight"), vec![first + self.max_positions, summed]);
         }
         if let Positions::Buckets { buckets, .. } = self.positions {
@@ -140,6 +150,26 @@ impl Architecture {
             }
         }
         all
+    }
+
+    /// What makes layer 0 of an image: a convolution's weight and bias, the class token, the positions, in this order; each
+    /// with its shape in the files and the one that it is computed in.
+    #[must_use]
+    pub fn patch_tensors(&self, grid: &PatchGrid) -> [(String, [Vec<usize>; 2]); 4] {
+        let (names, d, [tall, wide]) = (&self.names, self.hidden_size, grid.patch);
+        [
+            (names.whole(names.embedding, "weight"), [vec![d, grid.channels, tall, wide], vec![d, grid.features()]]),
+            (names.whole(names.embedding, "bias"), [vec![d], vec![d, 1]]),
+            (names.path(names.class_token), [vec![1, 1, d], vec![d, 1]]),
+            (names.path(names.positions), [vec![1, self.vocab_size, d], vec![self.vocab_size, d]]),
+        ]
+    }
+
+    /// The shape that the files hold a tensor in, where it is another than the one it is computed in.
+    #[must_use]
+    pub fn stored_shape(&self, tensor: &str) -> Option<Vec<usize>> {
+        let all = self.patches.iter().flat_map(|grid| self.patch_tensors(grid));
+        all.into_iter().find(|(name, _)| name == tensor).map(|(_, [stored, _])| stored)
     }
 
     /// The same with transformers' head for classifying texts in the place of that for tokens; `None` where the family has
@@ -307,10 +337,33 @@ impl Architecture {
         self.biased.contains(&role)
     }
 
-    /// The Hugging Face module path of a block's linear, such as `model.layers.3.mlp.up_proj`.
+    /// The path of a block's linear in the files, such as `model.layers.3.mlp.up_proj`.
     #[must_use]
     pub fn linear_path(&self, layer: usize, role: Role) -> String {
         self.names.in_block(layer, self.names.linear(role))
+    }
+
+    /// The path of a block's linear among transformers' modules, by which PEFT knows it: that of the files, but for
+    /// families whose modules were renamed and for models that were saved without their head.
+    #[must_use]
+    pub fn module_path(&self, layer: usize, role: Role) -> String {
+        let names = &self.names;
+        // transformers puts a model that has a head behind this prefix, whatever the file says.
+        let with_head = self.causal || self.head != Head::Absent || self.classes.is_some();
+        let prefix = names.prefixes.first().filter(|_| with_head).unwrap_or(&names.prefix);
+        names.module_in_block(prefix, layer, role)
+    }
+
+    /// Every path by which an adapter may know a block's linear; the first is [`Self::module_path`].
+    #[must_use]
+    pub fn adapter_paths(&self, layer: usize, role: Role) -> Vec<String> {
+        let names = &self.names;
+        let mut all = vec![self.module_path(layer, role)];
+        for prefix in names.prefixes {
+            let file = Names { prefix, ..names.clone() }.in_block(layer, names.linear(role));
+            all.extend([names.module_in_block(prefix, layer, role), file]);
+        }
+        all
     }
 
     /// Whether the files hold the tensor of this full name the other way round than it is computed with.
@@ -403,74 +456,6 @@ impl fmt::Display for Head {
     }
 }
 
-/// Rotary position embedding of the first elements of every head.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base of the geometric series of wavelengths.
-    pub theta: f64,
-    /// Elements of a head that are rotated, an even number.
-    pub dims: usize,
-    /// Which of them are a pair.
-    pub pairing: Pairing,
-    /// The stretching of wavelengths for long contexts.
-    pub scaling: Option<RopeScaling>,
-}
-
-/// How wavelengths are stretched for contexts longer than those a model was first trained with.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// All by this factor (`rope_type: linear`).
-    Linear(f64),
-    /// LLaMA 3.1's (`rope_type: llama3`).
-    Llama3(Llama3Scaling),
-}
-
-/// LLaMA 3.1's rope scaling: long wavelengths alone are stretched.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Llama3Scaling {
-    /// Long wavelengths are stretched by this.
-    pub factor: f64,
-    /// Wavelengths above `original_max_positions / low_freq_factor` are stretched fully.
-    pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_positions / high_freq_factor` are left alone.
-    pub high_freq_factor: f64,
-    /// The context that the model was first trained with.
-    pub original_max_positions: f64,
-}
-
-impl Rope {
-    /// The `dims / 2` inverse frequencies, in radians a position.
-    #[must_use]
-    pub fn inverse_frequencies(&self) -> Vec<f64> {
-        (0..self.dims / 2)
-            .map(|i| {
-                let frequency = self.theta.powf(-2.0 * i as f64 / self.dims as f64);
-                match &self.scaling {
-                    None => frequency,
-                    Some(RopeScaling::Linear(factor)) => frequency / factor,
-                    Some(RopeScaling::Llama3(scaling)) => scaling.apply(frequency),
-                }
-            })
-            .collect()
-    }
-}
-
-impl Llama3Scaling {
-    /// Source: transformers, `_compute_llama3_parameters`.
-    fn apply(&self, frequency: f64) -> f64 {
-        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-        let turns = self.original_max_positions / wavelength;
-        if turns < self.low_freq_factor {
-            frequency / self.factor
-        } else if turns > self.high_freq_factor {
-            frequency
-        } else {
-            let smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
-            (1.0 - smooth) * frequency / self.factor + smooth * frequency
-        }
-    }
-}
-
 /// What h0 is: the source of the initial residual.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -487,226 +472,5 @@ impl fmt::Display for H0Kind {
             Self::Token => "token",
             Self::Input => "input",
         })
-    }
-}
-
-/// What a linear of a block is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Attention's query projection.
-    Query,
-    /// Attention's key projection.
-    Key,
-    /// Attention's value projection.
-    Value,
-    /// The three in one.
-    QueryKeyValue,
-    /// Attention's output projection.
-    AttentionOutput,
-    /// The gate of a gated feed-forward.
-    Gate,
-    /// The feed-forward's first linear.
-    Up,
-    /// Gate and first linear in one, the half that is activated first.
-    GateUp,
-    /// The feed-forward's last linear.
-    Down,
-}
-
-impl Role {
-    /// Every role, in the order in which a block computes them.
-    pub const ALL: [Self; 9] = [
-        Self::Query,
-        Self::Key,
-        Self::Value,
-        Self::QueryKeyValue,
-        Self::AttentionOutput,
-        Self::Gate,
-        Self::Up,
-        Self::GateUp,
-        Self::Down,
-    ];
-
-    /// The role's place in [`Role::ALL`].
-    #[must_use]
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
-    /// Whether the linear reads the residual stream or a norm of it (token states of width d).
-    #[must_use]
-    pub fn reads_stream(self) -> bool {
-        !matches!(self, Self::AttentionOutput | Self::Down)
-    }
-}
-
-/// Hugging Face's names of a family's tensors, without `.weight`; what a family does not have is empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
-    /// What stands in front of every name but the head's, such as `bert.`; loading the weights corrects it.
-    pub prefix: &'static str,
-    /// What may stand there, as the same weights are saved with a head or without.
-    pub prefixes: &'static [&'static str],
-    /// The embedding table.
-    pub embedding: &'static str,
-    /// The table of learned positions, of T5's biases by distance, or of DeBERTa's distances.
-    pub positions: &'static str,
-    /// The norm of that table.
-    pub positions_norm: &'static str,
-    /// What projects that table for keys, and for queries, inside a block.
-    pub position_projections: [&'static str; 2],
-    /// The table of token types.
-    pub token_types: &'static str,
-    /// The norm of the embeddings.
-    pub embedding_norm: &'static str,
-    /// The linear from the embeddings' width to the stream's.
-    pub embedding_projection: &'static str,
-    /// Prefix of the blocks; a block is `{layers}.{index}`.
-    pub layers: &'static str,
-    /// Consecutive blocks that share one set of weights (ALBERT); usually 1.
-    pub shared: usize,
-    /// The norms of attention and of the feed-forward, inside a block.
-    pub norms: [SubLayerNorms; 2],
-    /// The norm of the queries, inside a block.
-    pub query_norm: &'static str,
-    /// The norm of the keys, inside a block.
-    pub key_norm: &'static str,
-    /// Whether those two norm each head by itself, and not all heads as one vector.
-    pub norms_of_heads: bool,
-    /// The norm after the last block.
-    pub final_norm: &'static str,
-    /// The language-model head, by its whole name; so are the following.
-    pub head: &'static str,
-    /// The head's bias, `.bias` included.
-    pub head_bias: &'static str,
-    /// A linear in front of the head.
-    pub head_dense: &'static str,
-    /// Whether that linear carries a bias.
-    pub head_dense_bias: bool,
-    /// The norm behind that linear and its activation.
-    pub head_norm: &'static str,
-    /// The head that classifies texts.
-    pub classes: ClassHead,
-    /// The linears of a block, in the order of [`Role::ALL`].
-    pub linears: [&'static str; 9],
-}
-
-/// The names of a head that classifies texts: decoders by their last token, encoders by their first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClassHead {
-    /// The last linear, by its whole name; so are the following.
-    pub out: &'static str,
-    /// Its bias, `.bias` included.
-    pub out_bias: &'static str,
-    /// A linear in front.
-    pub dense: &'static str,
-    /// Whether that carries a bias.
-    pub dense_bias: bool,
-    /// The norm behind it and its activation.
-    pub norm: &'static str,
-    /// What stands behind the first linear.
-    pub activation: Option<Activation>,
-}
-
-impl ClassHead {
-    /// A family without one.
-    pub const NONE: Self = Self { out: "", out_bias: "", dense: "", dense_bias: true, norm: "", activation: None };
-    /// One matrix over the last token: every decoder's.
-    pub const SCORE: Self = Self { out: "score", ..Self::NONE };
-}
-
-/// The norms of a sub-layer, inside a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SubLayerNorms {
-    /// Of what it reads.
-    pub before: &'static str,
-    /// Of what it adds to the stream.
-    pub added: &'static str,
-    /// Of the stream behind it.
-    pub after: &'static str,
-}
-
-impl SubLayerNorms {
-    const NONE: Self = Self { before: "", added: "", after: "" };
-
-    /// Norms in front of attention and feed-forward (GPT-2, LLaMA).
-    #[must_use]
-    pub const fn before(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
-        [Self { before: attention, ..Self::NONE }, Self { before: feed_forward, ..Self::NONE }]
-    }
-
-    /// Norms behind each sum of stream and sub-layer (BERT).
-    #[must_use]
-    pub const fn after(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
-        [Self { after: attention, ..Self::NONE }, Self { after: feed_forward, ..Self::NONE }]
-    }
-
-    /// Norms of what attention and feed-forward add (OLMo 2).
-    #[must_use]
-    pub const fn added(attention: &'static str, feed_forward: &'static str) -> [Self; 2] {
-        [Self { added: attention, ..Self::NONE }, Self { added: feed_forward, ..Self::NONE }]
-    }
-}
-
-impl Names {
-    /// A family without a name, for others to be written as what they have.
-    pub const NONE: Self = Self {
-        prefix: "",
-        prefixes: &[""],
-        embedding: "",
-        positions: "",
-        positions_norm: "",
-        position_projections: [""; 2],
-        token_types: "",
-        embedding_norm: "",
-        embedding_projection: "",
-        layers: "",
-        shared: 1,
-        norms: [SubLayerNorms::NONE; 2],
-        query_norm: "",
-        key_norm: "",
-        norms_of_heads: true,
-        final_norm: "",
-        head: "",
-        head_bias: "",
-        head_dense: "",
-        head_dense_bias: true,
-        head_norm: "",
-        classes: ClassHead::NONE,
-        linears: [""; 9],
-    };
-
-    /// A module's full path.
-    #[must_use]
-    pub fn path(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    /// A tensor's full name.
-    #[must_use]
-    pub fn whole(&self, name: &str, tensor: &str) -> String {
-        format!("{}{name}.{tensor}", self.prefix)
-    }
-
-    /// The full path of what a block calls `name`.
-    #[must_use]
-    pub fn in_block(&self, layer: usize, name: &str) -> String {
-        format!("{}{}.{}.{name}", self.prefix, self.layers, layer / self.shared.max(1))
-    }
-
-    /// The name of a linear inside its block, such as `mlp.up_proj`.
-    #[must_use]
-    pub fn linear(&self, role: Role) -> &'static str {
-        self.linears.get(role.index()).copied().unwrap_or_default()
-    }
-
-    /// By what PEFT's `target_modules` speak of a linear: the last part of its name, `up_proj`, or the whole name
-    /// inside the block where several end alike, `intermediate.dense`.
-    #[must_use]
-    pub fn target(&self, role: Role) -> &'static str {
-        let last = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
-        let name = self.linear(role);
-        let alike = self.linears.iter().filter(|other| last(other) == last(name)).count();
-        if alike > 1 { name } else { last(name) }
     }
 }

@@ -3,10 +3,36 @@
 use super::ModelError;
 use super::architecture::{Architecture, H0Kind, Positions};
 use super::norm::Norm;
-use crate::data::Packed;
+use super::patches::PatchEmbedding;
+use crate::data::{Packed, PatchGrid};
 use crate::kernels;
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
+
+/// What makes layer 0.
+#[derive(Debug)]
+pub(super) enum Embedder {
+    /// Of a text's tokens.
+    Tokens(Embeddings),
+    /// Of an image's patches.
+    Patches(PatchGrid, PatchEmbedding),
+}
+
+impl Embedder {
+    /// Layer 0 of a batch, in `dtype`.
+    pub(super) fn forward(
+        &self,
+        batch: &Packed,
+        architecture: &Architecture,
+        dtype: DType,
+    ) -> Result<Embedded, ModelError> {
+        match self {
+            Self::Tokens(_) if !batch.images.is_empty() => Err(ModelError::ReadsTexts { family: architecture.family }),
+            Self::Tokens(tables) => tables.forward(batch, architecture, dtype),
+            Self::Patches(grid, embedding) => embedding.forward(batch, (architecture, grid), dtype),
+        }
+    }
+}
 
 /// The tables that stand in front of the first block.
 #[derive(Debug)]

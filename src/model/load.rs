@@ -5,10 +5,11 @@ use super::architecture::{Architecture, Head, NormKind, Positions, Role, SubLaye
 use super::block::{Block, Inner, Norms, Projections, Reads};
 use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
-use super::embeddings::{Embeddings, Projection};
+use super::embeddings::{Embedder, Embeddings, Projection};
 use super::initialise::{Initialisation, RandomWeights};
 use super::linear::Linear;
 use super::norm::Norm;
+use super::patches::PatchEmbedding;
 use super::precision::Precision;
 use super::rotary::RotaryTables;
 use super::transformer::{HeadTensors, Transformer};
@@ -49,7 +50,7 @@ impl Transformer {
         }
         let reader = Reader { architecture: &architecture, expected, source, precision, device };
         let blocks = reader.blocks()?;
-        let (embeddings, final_norm, head) = (reader.embeddings()?, reader.final_norm()?, reader.head()?);
+        let (embedder, final_norm, head) = (reader.embedder()?, reader.final_norm()?, reader.head()?);
         let angles = kernels::wide(precision.compute);
         let tables = |rope: Option<&_>| rope.map(|rope| RotaryTables::new(rope, angles, device));
         let rotary = [tables(architecture.rope()), tables(architecture.local_rope.as_ref())];
@@ -67,7 +68,7 @@ impl Transformer {
         let distances = reader.distances()?;
         let device = device.clone();
         Ok(Self {
-            embeddings,
+            embedder,
             blocks,
             final_norm,
             head,
@@ -224,6 +225,17 @@ impl Reader<'_> {
         let weight = self.tensor(&names.whole(names.positions, "weight"))?;
         let norm = form.normed.then(|| self.norm(&names.path(names.positions_norm))).transpose()?;
         Ok(Some(DistanceTable { form, weight, norm }))
+    }
+
+    fn embedder(&self) -> Result<Embedder, ModelError> {
+        let Some(grid) = self.architecture.patches else { return Ok(Embedder::Tokens(self.embeddings()?)) };
+        let tensors = self
+            .architecture
+            .patch_tensors(&grid)
+            .map(|(name, [_, shape])| -> Result<_, ModelError> { Ok(self.tensor(&name)?.reshape(shape)?) });
+        let [weight, bias, class, positions] = tensors;
+        let embedding = PatchEmbedding { weight: weight?, bias: bias?, class: class?, positions: positions? };
+        Ok(Embedder::Patches(grid, embedding))
     }
 
     fn embeddings(&self) -> Result<Embeddings, ModelError> {

@@ -1,9 +1,10 @@
-//! A model ready to run: its files, its transformer, its tokenizer.
+//! A model ready to run: its files, its transformer, what makes its tokens.
 
 use super::gguf::Gguf;
 use super::tokenizer::{TextTokenizer, TokenizerError};
 use super::weights::{TensorSource, Weights, WeightsError};
-use super::{ModelError, Precision, Transformer, families};
+use super::{ModelError, Precision, Processor, Transformer, families};
+use crate::data::{DataError, ImageProcessor, PREPROCESSOR};
 use crate::hash;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// The name of the model that is compiled in.
 pub const EMBEDDED: &str = "embedded";
 
-/// A model with its tokenizer.
+/// A model with what makes its tokens.
 #[derive(Debug)]
 pub struct LoadedModel {
     /// What the user called it.
@@ -25,8 +26,8 @@ pub struct LoadedModel {
     pub companions: BTreeMap<String, Vec<u8>>,
     /// The transformer.
     pub transformer: Transformer,
-    /// The tokenizer.
-    pub tokenizer: TextTokenizer,
+    /// What makes its tokens.
+    pub processor: Processor,
 }
 
 /// Why a model cannot be loaded.
@@ -38,6 +39,9 @@ pub enum LoadError {
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The image processor.
+    #[error(transparent)]
+    Images(#[from] DataError),
     /// A file cannot be hashed.
     #[error("{file}: cannot be read: {source}; check the path and its permissions")]
     Unreadable {
@@ -62,9 +66,12 @@ impl LoadedModel {
         let architecture = families::read_config(folder).map_err(ModelError::from)?;
         let weights = Weights::open(folder).map_err(ModelError::from)?;
         let transformer = Transformer::load(name, architecture, &weights, precision, device)?;
-        let tokenizer = TextTokenizer::from_folder(folder)?;
+        let processor = match transformer.architecture().patches {
+            None => Processor::Texts(TextTokenizer::from_folder(folder)?),
+            Some(grid) => Processor::Images(ImageProcessor::from_folder(folder, grid)?),
+        };
         let companions = read_companions(folder)?;
-        Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, tokenizer })
+        Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, processor })
     }
 
     /// Loads a GGUF file of a supported family, dequantised.
@@ -87,7 +94,8 @@ impl LoadedModel {
             ("config.json".to_owned(), format!("{config:#}\n").into_bytes()),
             ("tokenizer.json".to_owned(), tokenizer.to_json()?.into_bytes()),
         ]);
-        Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], companions, transformer, tokenizer })
+        let processor = Processor::Texts(tokenizer);
+        Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], companions, transformer, processor })
     }
 
     /// The model that is compiled in.
@@ -103,7 +111,19 @@ impl LoadedModel {
             ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),
             ("tokenizer.json".to_owned(), EMBEDDED_TOKENIZER.to_vec()),
         ]);
-        Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, tokenizer })
+        let processor = Processor::Texts(tokenizer);
+        Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, processor })
+    }
+
+    /// The tokenizer of a model that reads texts.
+    ///
+    /// # Errors
+    /// It reads images.
+    pub fn tokenizer(&self) -> Result<&TextTokenizer, ModelError> {
+        match &self.processor {
+            Processor::Texts(tokenizer) => Ok(tokenizer),
+            Processor::Images(_) => Err(ModelError::ReadsImages { family: self.transformer.architecture().family }),
+        }
     }
 
     /// The transformer with a head for `classes` classes, from the same files: `path` is the folder or GGUF file, `None` for
@@ -155,8 +175,9 @@ impl LoadedModel {
 }
 
 /// The files of a Hugging Face folder that are not weights, each used if it is there.
-pub(crate) const COMPANIONS: [&str; 9] = [
+pub(crate) const COMPANIONS: [&str; 10] = [
     "config.json",
+    PREPROCESSOR,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -272,7 +272,7 @@ impl TextTokenizer {
             ids.iter().zip(encoding.get_special_tokens_mask()).map(|(&id, &mask)| mask == 1 || self.is_special(id));
         // The second sentence alone can have another type than 0.
         let types = if pair { encoding.get_type_ids().to_vec() } else { Vec::new() };
-        Encoded { special: special.collect(), ids, offsets: encoding.get_offsets().to_vec(), types }
+        Encoded { special: special.collect(), ids, offsets: encoding.get_offsets().to_vec(), types, image: None }
     }
 
     /// The tokenizer as the content of a `tokenizer.json`.

@@ -4,7 +4,7 @@ use super::architecture::{Architecture, Head};
 use super::block::{Block, Run};
 use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
-use super::embeddings::{Embedded, Embeddings, Projection};
+use super::embeddings::{Embedded, Embedder, Projection};
 use super::families::ConfigError;
 use super::norm::Norm;
 use super::precision::Precision;
@@ -62,6 +62,18 @@ pub enum ModelError {
         kind: u32,
         /// The table's rows.
         types: usize,
+    },
+    /// Texts are given to a model of images.
+    #[error("{family} reads images and not texts; give a folder of them")]
+    ReadsImages {
+        /// The family.
+        family: &'static str,
+    },
+    /// Images are given to a model of texts.
+    #[error("{family} reads texts and not images; give a file of them")]
+    ReadsTexts {
+        /// The family.
+        family: &'static str,
     },
     /// A loss over the vocabulary is wanted of a model without a language-model head.
     #[error(
@@ -135,7 +147,7 @@ pub(super) struct HeadTensors {
 #[derive(Debug)]
 pub struct Transformer {
     pub(super) architecture: Architecture,
-    pub(super) embeddings: Embeddings,
+    pub(super) embedder: Embedder,
     pub(super) blocks: Vec<Block>,
     pub(super) final_norm: Option<Norm>,
     pub(super) head: HeadTensors,
@@ -172,10 +184,13 @@ impl Transformer {
         &self.device
     }
 
-    /// The embedding table, `[vocabulary, d]`, in the type that it is stored in.
+    /// The embedding table, `[vocabulary, d]`, in the type that it is stored in; a model that reads images has none.
     #[must_use]
-    pub fn embedding(&self) -> &Tensor {
-        &self.embeddings.tokens
+    pub fn embedding(&self) -> Option<&Tensor> {
+        match &self.embedder {
+            Embedder::Tokens(tables) => Some(&tables.tokens),
+            Embedder::Patches(..) => None,
+        }
     }
 
     /// What makes logits of the states that [`Self::head_states`] gives.
@@ -183,11 +198,9 @@ impl Transformer {
     /// # Errors
     /// The model has no head.
     pub fn head(&self) -> Result<HeadWeights<'_>, ModelError> {
-        let weight = match (&self.head.weight, self.architecture.head) {
-            (Some(head), _) => head,
-            (None, Head::Absent) => return Err(ModelError::NoHead { family: self.architecture.family }),
-            (None, _) => self.embedding(),
-        };
+        let tied = || self.embedding().filter(|_| self.architecture.head != Head::Absent);
+        let weight = self.head.weight.as_ref().or_else(tied);
+        let weight = weight.ok_or(ModelError::NoHead { family: self.architecture.family })?;
         Ok(HeadWeights { weight, bias: self.head.bias.as_ref(), soft_cap: self.architecture.head_soft_cap })
     }
 
@@ -272,27 +285,33 @@ impl Transformer {
 
     fn tensors_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let names = &self.architecture.names;
-        let mut all = vec![(names.whole(names.embedding, "weight"), &mut self.embeddings.tokens)];
-        for (name, table) in
-            [(names.positions, &mut self.embeddings.positions), (names.token_types, &mut self.embeddings.types)]
-        {
-            all.extend(table.as_mut().map(|table| (names.whole(name, "weight"), table)));
+        let mut all = Vec::new();
+        match &mut self.embedder {
+            Embedder::Patches(grid, embedding) => {
+                let tensors = self.architecture.patch_tensors(grid).into_iter().zip(embedding.tensors_mut());
+                all.extend(tensors.map(|((name, _), tensor)| (name, tensor)));
+            }
+            Embedder::Tokens(tables) => {
+                all.push((names.whole(names.embedding, "weight"), &mut tables.tokens));
+                for (name, table) in [(names.positions, &mut tables.positions), (names.token_types, &mut tables.types)]
+                {
+                    all.extend(table.as_mut().map(|table| (names.whole(name, "weight"), table)));
+                }
+                let norm = tables.norm.iter_mut().flat_map(Norm::tensors_mut);
+                all.extend(norm.map(|(tensor, value)| (names.whole(names.embedding_norm, tensor), value)));
+                if let Some(Projection { weight, bias }) = &mut tables.projection {
+                    all.push((names.whole(names.embedding_projection, "weight"), weight));
+                    all.extend(bias.as_mut().map(|bias| (names.whole(names.embedding_projection, "bias"), bias)));
+                }
+            }
         }
         if let Some(DistanceTable { weight, norm, .. }) = &mut self.distances {
             all.push((names.whole(names.positions, "weight"), weight));
             let norm = norm.iter_mut().flat_map(Norm::tensors_mut);
             all.extend(norm.map(|(tensor, value)| (names.whole(names.positions_norm, tensor), value)));
         }
-        for (name, norm) in
-            [(names.embedding_norm, &mut self.embeddings.norm), (names.final_norm, &mut self.final_norm)]
-        {
-            let tensors = norm.iter_mut().flat_map(Norm::tensors_mut);
-            all.extend(tensors.map(|(tensor, value)| (names.whole(name, tensor), value)));
-        }
-        if let Some(Projection { weight, bias }) = &mut self.embeddings.projection {
-            all.push((names.whole(names.embedding_projection, "weight"), weight));
-            all.extend(bias.as_mut().map(|bias| (names.whole(names.embedding_projection, "bias"), bias)));
-        }
+        let norm = self.final_norm.iter_mut().flat_map(Norm::tensors_mut);
+        all.extend(norm.map(|(tensor, value)| (names.whole(names.final_norm, tensor), value)));
         let HeadTensors { weight, bias, dense, norm, .. } = &mut self.head;
         all.extend(weight.as_mut().map(|weight| (format!("{}.weight", names.head), weight)));
         all.extend(bias.as_mut().map(|bias| (names.head_bias.to_owned(), bias)));
@@ -335,7 +354,7 @@ impl Transformer {
     }
 
     pub(super) fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
-        self.embeddings.forward(batch, &self.architecture, self.precision.compute)
+        self.embedder.forward(batch, &self.architecture, self.precision.compute)
     }
 
     fn run_blocks(

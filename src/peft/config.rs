@@ -145,7 +145,7 @@ impl Method {
         let names = &architecture.names;
         let alone = |role: Role| {
             let others = Role::ALL.into_iter().filter(|&other| other != role);
-            others.map(|other| names.linear(other)).all(|other| !other.ends_with(&format!(".{}", names.target(role))))
+            others.map(|other| names.module(other)).all(|other| !other.ends_with(&format!(".{}", names.target(role))))
         };
         let released = |role: &Role| match (self, role) {
             (Self::Lora { .. }, Role::Query | Role::Key | Role::Value | Role::QueryKeyValue) => true,

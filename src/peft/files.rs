@@ -288,6 +288,14 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
     let mut missing = Vec::new();
     for planned in &plan.modules {
         let (down, up) = names_of(&planned.path, config.method);
+        for other in &planned.other_paths {
+            let (other_down, other_up) = names_of(other, config.method);
+            for (name, other) in [(&down, other_down), (&up, other_up)] {
+                if let Some(tensor) = tensors.remove(&other) {
+                    tensors.entry(name.clone()).or_insert(tensor);
+                }
+            }
+        }
         let width = config.method.width();
         match (tensors.remove(&down), tensors.remove(&up)) {
             (Some(a), Some(b)) => {

@@ -2,11 +2,12 @@
 
 use super::Dose;
 use super::config::{Arm, ResidualConfig};
+use super::plan::PlanError;
 use crate::data::Packed;
 use crate::kernels::{self, Residual};
 use crate::model::Transformer;
 use crate::random::stream;
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
@@ -138,7 +139,8 @@ fn shuffled_rows(batch: &Packed, seed: u64) -> Vec<u32> {
 
 /// The fixed vector of the arm `random`: a seeded direction with the embedding table's mean row norm.
 fn random_vector(model: &Transformer, seed: u64) -> Result<Tensor> {
-    let table = model.embedding().detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    let Some(table) = model.embedding() else { bail!("{}", PlanError::NoRows) };
+    let table = table.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     let mean_norm = table.sqr()?.sum(D::Minus1)?.sqrt()?.mean_all()?.to_scalar::<f64>()?;
     let mut rng = stream(seed, &["random-residual"]);
     let direction: Vec<f64> = (0..table.dim(1)?).map(|_| StandardNormal.sample(&mut rng)).collect();

@@ -1,6 +1,6 @@
 //! Which linears get a module, and where the initial residual goes and why not elsewhere.
 
-use super::config::{Method, PeftConfig, Placement, Policy};
+use super::config::{Arm, Method, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
 use std::fmt;
 
@@ -13,6 +13,8 @@ pub struct PlannedModule {
     pub role: Role,
     /// Its Hugging Face module path, such as `model.layers.3.mlp.up_proj`.
     pub path: String,
+    /// The paths by which adapters may know it.
+    pub other_paths: Vec<String>,
     /// Where the branch stands.
     pub position: Position,
     /// Width that the branch reads.
@@ -90,6 +92,9 @@ pub enum PlanError {
         /// What it may be.
         range: &'static str,
     },
+    /// The arm `random` in a model of images.
+    #[error("the residual \"random\" has the length of embedding rows, and a model of images has none; choose another")]
+    NoRows,
     /// Doses without a residual that says where they go.
     #[error("the modules were made without an initial residual; name the policy that says which of them are dosed")]
     NoPolicy,
@@ -121,6 +126,10 @@ impl Plan {
     /// A target that matches nothing, or a size or λ out of range.
     pub fn new(architecture: &Architecture, config: &PeftConfig) -> Result<Self, PlanError> {
         check_ranges(config)?;
+        let random = config.residual.as_ref().is_some_and(|residual| residual.arm == Arm::Random);
+        if random && architecture.patches.is_some() {
+            return Err(PlanError::NoRows);
+        }
         let roles = architecture.roles();
         let names = || roles.iter().map(|&role| architecture.names.target(role)).collect::<Vec<_>>().join(", ");
         if config.targets.is_empty() {
@@ -131,10 +140,11 @@ impl Plan {
         // Blocks that share their weights share the module too.
         for layer in (0..architecture.layers).step_by(architecture.names.shared.max(1)) {
             for &role in &roles {
-                let path = architecture.linear_path(layer, role);
+                // PEFT may have named it by the files' names, as they were those of transformers 4's modules.
+                let paths = architecture.adapter_paths(layer, role);
                 let mut hit = false;
                 for (target, used) in config.targets.iter().zip(&mut used) {
-                    if is_target(&path, target) {
+                    if paths.iter().any(|path| is_target(path, target)) {
                         (hit, *used) = (true, true);
                     }
                 }
@@ -182,7 +192,8 @@ fn planned(architecture: &Architecture, config: &PeftConfig, layer: usize, role:
     PlannedModule {
         layer,
         role,
-        path: architecture.linear_path(layer, role),
+        path: architecture.module_path(layer, role),
+        other_paths: architecture.adapter_paths(layer, role),
         position,
         input,
         output,

@@ -67,11 +67,12 @@ impl Observer for Unwatched {
 /// The model cannot be loaded or the run diverges.
 pub fn tune(folder: &Path, loss_on: LossOn, steps: u64) -> Result<TunedEvent, TuningError> {
     let model = LoadedModel::from_folder(folder, "embedded", DType::F32, &Device::Cpu)?;
+    let tokenizer: &dyn Tokenize = model.tokenizer().map_err(LoadError::from)?;
     let task = Task::Difference;
     let encode = |split, n: usize, loss_on| {
         let mut items = task.items(split, 1);
         items.truncate(n);
-        encode_items(&items, &model.tokenizer as &dyn Tokenize, loss_on)
+        encode_items(&items, tokenizer, loss_on)
     };
     let config = TrainConfig {
         rank: 8,

@@ -194,7 +194,7 @@ fn a_bf16_base_takes_half_the_memory() {
 #[test]
 fn weights_under_training_can_be_evaluated_and_probed() {
     let examples = examples();
-    let texts = examples.iter().map(|e| (e.ids.clone(), e.special.clone())).collect();
+    let texts = examples.clone();
     let (all, probe) = (examples.iter().collect::<Vec<_>>(), ProbeSet { texts });
     for config in [None, configs().into_iter().flatten().next()] {
         let subject = subject_of(model("gqa_tied", DType::F64), config.as_ref());

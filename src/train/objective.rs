@@ -80,9 +80,7 @@ impl Objective {
                 Prepared { batch: Packed::from_sequences(&sequences), targets, weights }
             }
             Self::Classes { last } => {
-                let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-                let types: Vec<&[u32]> = examples.iter().map(|e| e.types.as_slice()).collect();
-                let batch = Packed::from_sequences(&sequences).with_types(&types);
+                let batch = Packed::pack(examples.iter().map(|example| example.sequence()));
                 let (mut targets, mut weights) = (vec![0; batch.ids.len()], vec![0.0; batch.ids.len()]);
                 for (index, example) in examples.iter().enumerate() {
                     let rows = batch.rows(index);

@@ -101,7 +101,8 @@ impl Subject {
             Some(peft) => save_adapter(folder, peft, &self.head(), base_model)?,
             None => {
                 let as_stored = |(name, v): (&String, &Var)| {
-                    Ok((name.clone(), self.turned(name, &v.as_detached_tensor())?.contiguous()?))
+                    let stored = self.model.architecture().stored_shape(name);
+                    Ok((name.clone(), self.turned(name, &v.as_detached_tensor(), stored)?.contiguous()?))
                 };
                 let tensors = self.variables.iter().map(as_stored).collect::<Result<BTreeMap<_, _>, TrainError>>()?;
                 let path = folder.join("model.safetensors");
@@ -119,11 +120,12 @@ impl Subject {
         others.map(|(name, v)| (name.trim_start_matches(PREFIX).to_owned(), v.as_detached_tensor())).collect()
     }
 
-    /// A tensor in the files' layout from one in ours, or the reverse.
-    fn turned(&self, name: &str, tensor: &Tensor) -> Result<Tensor, TrainError> {
-        match self.peft.is_none() && self.model.architecture().is_transposed(name) {
-            true => Ok(tensor.t()?),
-            false => Ok(tensor.clone()),
+    /// A tensor in the files' layout from one in ours, or the reverse: `shape` is the one it has then, where that is not ours.
+    fn turned(&self, name: &str, tensor: &Tensor, shape: Option<Vec<usize>>) -> Result<Tensor, TrainError> {
+        match (self.peft.is_none() && self.model.architecture().is_transposed(name), shape) {
+            (true, _) => Ok(tensor.t()?),
+            (false, Some(shape)) => Ok(tensor.reshape(shape)?),
+            (false, None) => Ok(tensor.clone()),
         }
     }
 
@@ -133,7 +135,8 @@ impl Subject {
     /// A tensor is missing or misshapen.
     pub fn restore(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
         for (name, variable) in &self.variables {
-            match tensors.get(name).map(|t| self.turned(name, t)).transpose()? {
+            let ours = self.model.architecture().stored_shape(name).map(|_| variable.dims().to_vec());
+            match tensors.get(name).map(|t| self.turned(name, t, ours)).transpose()? {
                 Some(t) if t.shape() == variable.shape() => {
                     variable.set(&t.to_dtype(variable.dtype())?.to_device(variable.device())?)?;
                 }

@@ -31,8 +31,8 @@ pub struct TrainData {
 /// Held-out texts whose similarity is watched while training.
 #[derive(Debug, Default)]
 pub struct ProbeSet {
-    /// Token ids and special-token flags of every text.
-    pub texts: Vec<(Vec<u32>, Vec<bool>)>,
+    /// The texts; what the loss asks of them is not read.
+    pub texts: Vec<Example>,
 }
 
 impl ProbeSet {
@@ -45,8 +45,8 @@ impl ProbeSet {
         let pass = Pass::inference(frozen.as_ref());
         let mut probe = CosineProbe::new(subject.model().architecture().layers, None);
         for group in self.texts.chunks(batch_size.max(1)) {
-            let batch = Packed::from_sequences(&group.iter().map(|(ids, _)| ids.as_slice()).collect::<Vec<_>>());
-            probe.expect(group.iter().map(|(ids, special)| (special.as_slice(), 0..ids.len())));
+            let batch = Packed::pack(group.iter().map(Example::sequence));
+            probe.expect(group.iter().map(|text| (text.special.as_slice(), 0..text.ids.len())));
             kernels::forget(|| subject.model().hidden_states(&batch, &pass, &mut probe))?;
         }
         Ok(probe.curve(TokenSet::All))

@@ -36,7 +36,7 @@ fn assert_same_events(a: &Path, b: &Path) {
 }
 
 /// Starts a run and kills it, as `kill -9` does, once `moment` has come; answers whether it was still running.
-fn kill_at(mut command: Command, moment: impl Fn() -> bool) -> bool {
+pub fn kill_at(mut command: Command, moment: impl Fn() -> bool) -> bool {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     loop {
         if child.try_wait().unwrap().is_some() {

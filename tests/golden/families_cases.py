@@ -6,6 +6,7 @@ from transformers import (
     GemmaForCausalLM, GPT2LMHeadModel, GPTJForCausalLM, GPTNeoXForCausalLM, LlamaForSequenceClassification,
     MistralForCausalLM, ModernBertForMaskedLM, Olmo2ForCausalLM, OPTForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM,
     Qwen3ForCausalLM, RobertaForMaskedLM, StableLmForCausalLM, Starcoder2ForCausalLM, T5EncoderModel,
+    T5ForTokenClassification,
     ViTForImageClassification,
 )  # fmt: skip
 
@@ -315,6 +316,12 @@ CASES = [
     ),
     t5("t5_encoder", "relu", "wi"),
     t5("t5_gated", "gated-gelu", "wi_1"),
+    Case(
+        "t5_classification", T5ForTokenClassification, dict(T5, feed_forward_proj="gated-gelu", num_labels=3),
+        stack="transformer.encoder.block", table="transformer.shared",
+        final_norm="transformer.encoder.final_layer_norm", targets=["q", "k", "v", "wi_1", "wo"],
+        mixed=["q", "k", "v", "wi_1"], h0="input", loss="class", left=False,
+    ),
     Case(
         "vit", ViTForImageClassification, VIT, stack="vit.layers", table="vit.embeddings", final_norm="vit.layernorm",
         targets=[*QKV, "fc1", "fc2"], mixed=[*QKV, "fc1"], h0="input", loss="class",

@@ -154,7 +154,9 @@ class Watched:
             states["final_norm"] = self.seen["final_norm"]
         states["h0"] = self.h0
         if "logits" in out:
-            states["logits"] = out.logits
+            # A text's class stands at its first token, where each token has one.
+            first_token = self.case.loss == "class" and out.logits.dim() == 3
+            states["logits"] = out.logits[:, 0] if first_token else out.logits
         return states
 
     def each(self, texts):

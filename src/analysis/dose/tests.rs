@@ -35,7 +35,7 @@ fn adapter(model: &Transformer, residual: Option<ResidualConfig>) -> Peft {
 fn texts() -> Vec<EncodedText> {
     let text = |index: u64, length: u32| {
         let ids: Vec<u32> = (0..length).map(|i| (i * 7 + index as u32 * 3) % 40).collect();
-        EncodedText { index, group: None, special: vec![false; ids.len()], types: vec![], span: 0..ids.len(), ids }
+        EncodedText { index, special: vec![false; ids.len()], span: 0..ids.len(), ids, ..EncodedText::default() }
     };
     (0..7).map(|i| text(i, 5 + 3 * i as u32)).collect()
 }

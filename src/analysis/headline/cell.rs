@@ -273,7 +273,7 @@ impl Items {
         let encode = |split: Split, n: usize| -> Result<Vec<Example>> {
             let mut items = task.items(split, seed);
             items.truncate(n);
-            Ok(encode_items(&items, &model.tokenizer, LossOn::Answer)?)
+            Ok(encode_items(&items, model.tokenizer()?, LossOn::Answer)?)
         };
         let train = encode(Split::Train, usize::MAX)?;
         let validation = encode(Split::Validation, study.validation_items)?;
@@ -283,7 +283,7 @@ impl Items {
 
 /// An arm after training, and its course: step, validation loss, similarity of the last block.
 fn tune(arm: Arm, seed: u64, study: &StudyConfig, lr: f64, items: Items) -> Result<(Subject, Vec<CoursePoint>)> {
-    let watched = items.validation.iter().take(32).map(|e| (e.ids.clone(), e.special.clone())).collect();
+    let watched = items.validation.iter().take(32).cloned().collect();
     let data = TrainData { train: items.train, validation: items.validation, probe: ProbeSet { texts: watched } };
     let config = arm.settings(study, seed, lr);
     let transformer = items.model.transformer;
@@ -307,7 +307,7 @@ fn compute(arm: Arm, seed: u64, study: &StudyConfig, lr: f64) -> Result<CellResu
     let mut test = items.task.items(Split::Test, seed);
     test.truncate(study.test_items);
     let majority = majority_share(&test);
-    let test = encode_items(&test, &items.model.tokenizer, LossOn::Answer)?;
+    let test = encode_items(&test, items.model.tokenizer()?, LossOn::Answer)?;
     let probe: Vec<Vec<u32>> = test.iter().take(study.probe_texts).map(|e| e.ids.clone()).collect();
     let (subject, course) = tune(arm, seed, study, lr, items)?;
     let examples: Vec<&Example> = test.iter().collect();

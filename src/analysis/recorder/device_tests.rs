@@ -14,11 +14,10 @@ use std::collections::BTreeSet;
 fn encoded() -> Vec<EncodedText> {
     let text = |(index, length): (u64, usize)| EncodedText {
         index,
-        group: None,
         ids: (0..length).map(|i| 10 + ((i * 7 + index as usize * 13) % 80) as u32).collect(),
         special: (0..length).map(|i| i == 0).collect(),
-        types: Vec::new(),
         span: 0..length,
+        ..EncodedText::default()
     };
     (0..).zip([12, 1, 40, 2, 25, 7]).map(text).collect()
 }

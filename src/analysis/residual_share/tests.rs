@@ -16,11 +16,10 @@ fn model() -> Transformer {
 fn texts() -> Vec<EncodedText> {
     let text = |index: u64, ids: &[u32]| EncodedText {
         index,
-        group: None,
         ids: ids.to_vec(),
         special: vec![false; ids.len()],
-        types: vec![],
         span: 1..ids.len(),
+        ..EncodedText::default()
     };
     vec![text(0, &[1, 7, 9, 3, 3]), text(1, &[1, 4, 20])]
 }

@@ -49,7 +49,7 @@ pub(super) fn identity(spec: &RunSpec, model: &LoadedModel) -> Result<Value> {
         "model": spec.model,
         "revision": spec.revision,
         "model_sha256": model.hashes()?,
-        "tokenizer_sha256": model.tokenizer.sha256(),
+        "tokenizer_sha256": model.processor.sha256(),
         "adapter": adapter,
     }))
 }

@@ -13,9 +13,8 @@ use crate::analysis::similarity::{EncodedText, RunModel, StateSource};
 use crate::analysis::split::split_layers;
 use crate::analysis::states::StoredStates;
 use crate::analysis::states_save::SavedRun;
-use crate::analysis::texts::{FileTexts, scan};
+use crate::analysis::texts::{BY_FOLDER, FileTexts, scan};
 use crate::analysis::token_pairs::{PairRequest, RunPairs};
-use crate::analysis::token_text::TokenTexts;
 use crate::cli::progress::Progress;
 use crate::cli::states::StatesSpec;
 use crate::cli::{device, open, texts};
@@ -120,11 +119,10 @@ pub(super) fn measure(
         );
         args.states.save(&run, specs.len() == 1, &texts, &plan.points, args.pairs.max_texts(), &mut work.progress)?;
         if !request.is_empty() {
-            let mut decoder = TokenTexts::new(&model.tokenizer);
-            let mut decode = |text: &EncodedText| text.ids.iter().map(|&id| decoder.text(id)).collect();
+            let mut decode = texts::token_names(&model);
             let own = StateSource::Model(RunModel { transformer: &model.transformer, peft: peft.as_ref() });
             let reads = request.reads(found.texts);
-            pairs.push((place, work.pairs(name, own, &texts, &mut decode, &request, reads)?));
+            pairs.push((place, work.pairs(name, own, &texts, &mut *decode, &request, reads)?));
         }
         let runs = work.runs(name, &identity, &model, peft.as_ref(), &texts, &found, compared.as_ref())?;
         work.audit(spec, &model, peft.as_ref(), &texts)?;
@@ -217,6 +215,15 @@ fn file_texts<'t>(args: &SimilarityArgs, model: &'t LoadedModel) -> Result<FileT
     let path = args.texts.as_deref().context("--texts is missing: a model is measured on texts")?;
     let (template, field) = (args.template.as_deref(), args.field.as_deref());
     let mut texts = texts::file_texts(model, path, template, field, args.max_tokens)?;
+    let architecture = model.transformer.architecture();
+    if architecture.patches.is_some() {
+        texts::refuse_for_images(architecture.family, &args.of_texts())?;
+        let by = args.group_by.as_deref().unwrap_or(BY_FOLDER);
+        ensure!(
+            by == BY_FOLDER,
+            "--group-by {by}: images are grouped by the folder that each lies in: --group-by folder"
+        );
+    }
     texts.options.group_by.clone_from(&args.group_by);
     Ok(FileTexts { span: args.span, exact: args.tokens, limit: args.limit, ..texts })
 }

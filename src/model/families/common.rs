@@ -75,6 +75,7 @@ pub(super) fn decoder(
     Ok(Architecture {
         family,
         vocab_size: config.size("vocab_size")?,
+        patches: None,
         hidden_size,
         embedding_size: hidden_size,
         embedding_scale: None,

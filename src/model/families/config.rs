@@ -153,6 +153,18 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// One size for height and width, or a list of the two.
+    pub(super) fn height_width(&self, key: &str, absent: usize) -> Result<[usize; 2], ConfigError> {
+        let Some(Value::Array(sides)) = self.get(key) else {
+            return Ok([self.optional_size(key)?.unwrap_or(absent); 2]);
+        };
+        let side = |side: &Value| side.as_u64().filter(|n| (1..=LARGEST).contains(n)).map(|n| n as usize);
+        match sides.iter().map(side).collect::<Option<Vec<_>>>().as_deref() {
+            Some(&[height, width]) => Ok([height, width]),
+            _ => Err(self.invalid(key, "is a list; it must hold height and width in pixels")),
+        }
+    }
+
     /// A size, or none where the number is below 1, as many a file says -1 or 0 for what it does not have.
     pub(super) fn size_above_zero(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         let none = self.get(key).and_then(Value::as_i64).is_some_and(|n| n < 1);

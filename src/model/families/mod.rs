@@ -25,6 +25,7 @@ mod roberta;
 mod stablelm;
 mod starcoder2;
 mod t5;
+mod vit;
 
 pub use config::ConfigError;
 
@@ -67,6 +68,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("deberta-v2", deberta_v2::architecture),
     ("t5", t5::architecture),
     ("mt5", t5::architecture),
+    ("vit", vit::architecture),
 ];
 
 /// The `model_type`s that are supported.

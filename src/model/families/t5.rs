@@ -2,14 +2,17 @@
 
 use super::common::{Defaults, decoder};
 use super::config::{Config, ConfigError};
-use crate::model::architecture::{Architecture, H0Kind, Head, Names, NormKind, Positions, SubLayerNorms};
+use crate::model::architecture::{Architecture, ClassHead, H0Kind, Head, Names, NormKind, Positions, SubLayerNorms};
 
 const NAMES: Names = Names {
+    prefixes: &["transformer.", ""],
     embedding: "shared",
     positions: "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
     layers: "encoder.block",
     norms: SubLayerNorms::before("layer.0.layer_norm", "layer.1.layer_norm"),
     final_norm: "encoder.final_layer_norm",
+    // That of T5ForTokenClassification, of the text's first token.
+    classes: ClassHead { out: "classifier", out_bias: "classifier.bias", ..ClassHead::NONE },
     linears: [
         "layer.0.SelfAttention.q",
         "layer.0.SelfAttention.k",

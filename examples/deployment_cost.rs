@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peft = |policy: Option<Policy>| {
         let h0_kind = model.architecture().h0_kind;
         let residual = policy.map(|policy| ResidualConfig { lambda: 0.2, policy, arm: Arm::H0, h0_kind, seed: 0 });
-        Peft::initial(model, PeftConfig { method, targets: method.default_targets(model.architecture()), residual }, 0)
+        Peft::initial(model, PeftConfig::new(method, method.default_targets(model.architecture()), residual), 0)
     };
     let arms = [
         ("base (merged vanilla LoRA)", None),

@@ -108,7 +108,7 @@ fn subject(layers: usize) -> Result<Subject, Failure> {
     let model = Transformer::load("random", architecture.clone(), &weights, DType::F32, &Device::Cpu)?;
     let method = Method::Lora { rank: 8, alpha: 16.0, dropout: 0.0, rank_stabilised: false };
     let targets = ["q_proj", "v_proj"].map(str::to_owned).to_vec();
-    let peft = Peft::initial(&model, PeftConfig { method, targets, residual: None }, 0)?;
+    let peft = Peft::initial(&model, PeftConfig::new(method, targets, None), 0)?;
     Ok(Subject::adapter(model, peft)?)
 }
 

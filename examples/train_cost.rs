@@ -51,7 +51,7 @@ fn subject(case: &Case, model: Transformer, lambda: Option<f64>) -> Result<Subje
     };
     let h0_kind = model.architecture().h0_kind;
     let residual = lambda.map(|lambda| ResidualConfig { lambda, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 0 });
-    let config = PeftConfig { method, targets: case.targets.clone(), residual };
+    let config = PeftConfig::new(method, case.targets.clone(), residual);
     let peft = Peft::initial(&model, config, 0)?;
     Ok(Subject::adapter(model, peft)?)
 }

@@ -5,6 +5,7 @@ mod candle;
 mod deberta;
 mod each_family;
 mod gguf;
+mod methods;
 mod sites;
 
 use crate::data::{Example, Packed};
@@ -245,7 +246,7 @@ fn case_config(case: &Value) -> PeftConfig {
         seed: 0,
     });
     let targets = case["targets"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
-    PeftConfig { method, targets, residual }
+    PeftConfig::new(method, targets, residual)
 }
 
 /// What the λ term reads, where the golden files state it rather than our seeded draw.

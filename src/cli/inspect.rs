@@ -163,29 +163,35 @@ fn print_text(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Opt
 
 /// Whether the trained modules can be merged into the base weights.
 fn deployment(config: &PeftConfig, plan: &Plan) -> String {
-    let mixed = plan.modules.iter().any(|m| m.residual == Mixing::Mixed);
-    match (config.method, &config.residual) {
+    let residual = config.residual.filter(|_| plan.modules.iter().any(|m| m.residual == Mixing::Mixed));
+    let lambda = residual.map_or(0.0, |r| r.lambda);
+    match (config.method, residual) {
         (Method::Adapter { .. }, _) => {
             "an adapter is not linear in its input: it cannot be merged into the base weights, with or without SIBO"
                 .to_owned()
         }
-        (Method::Lora { .. }, Some(r)) if mixed && r.arm == Arm::None => {
-            format!(
-                "mergeable: the control reads (1-{l})*x, so W' = W0 + (1-{l})*(alpha/r)*B*A where mixed",
-                l = r.lambda
-            )
+        (Method::Ia3, None) => "mergeable: W' = W0 with its rows or columns times l (bias and rows alike)".to_owned(),
+        (Method::Dora { .. }, None) => "mergeable: W' = (m/|V|)*V, V = W0 + (alpha/r)*B*A".to_owned(),
+        (Method::Lora { .. }, None) => "mergeable: W' = W0 + (alpha/r)*B*A".to_owned(),
+        (Method::Dora { .. }, Some(_)) => {
+            "cannot be merged: m/|V| rescales a term that depends on the token beside the linear".to_owned()
         }
-        (Method::Lora { .. }, Some(r)) if mixed && r.arm == Arm::Random => format!(
-            "mergeable with a bias: W' = W0 + (1-{l})*(alpha/r)*B*A, and {l}*(alpha/r)*B*A*r is one constant vector",
-            l = r.lambda
+        (Method::Ia3, Some(r)) => format!(
+            "cannot be merged whole: {lambda}*(l-1)*r, r = {}, depends on the token and is no linear function of x",
+            r.arm
         ),
-        (Method::Lora { .. }, Some(r)) if mixed => format!(
-            "cannot be merged whole: {l}*(alpha/r)*B*A*r, r = {arm}, depends on the token and is no linear function \
-             of x. Exact in part: W' = W0 + (1-{l})*(alpha/r)*B*A, with the rank-r term kept beside it",
-            l = r.lambda,
+        (Method::Lora { .. }, Some(r)) if r.arm == Arm::None => format!(
+            "mergeable: the control reads (1-{lambda})*x, so W' = W0 + (1-{lambda})*(alpha/r)*B*A where mixed"
+        ),
+        (Method::Lora { .. }, Some(r)) if r.arm == Arm::Random => format!(
+            "mergeable with a bias: W' = W0 + (1-{lambda})*(alpha/r)*B*A, and {lambda}*(alpha/r)*B*A*r is one constant \
+             vector"
+        ),
+        (Method::Lora { .. }, Some(r)) => format!(
+            "cannot be merged whole: {lambda}*(alpha/r)*B*A*r, r = {arm}, depends on the token and is no linear function \
+             of x. Exact in part: W' = W0 + (1-{lambda})*(alpha/r)*B*A, with the rank-r term kept beside it",
             arm = r.arm
         ),
-        (Method::Lora { .. }, _) => "mergeable: W' = W0 + (alpha/r)*B*A".to_owned(),
     }
 }
 

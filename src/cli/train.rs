@@ -69,6 +69,22 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     alpha: Option<f64>,
+    /// Scale LoRA by alpha/sqrt(rank) in place of alpha/rank.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    rslora: bool,
+    /// Ranks of single modules: ends of their paths, or regular expressions [default: none].
+    #[arg(long, value_name = "NAME=RANK", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rank_pattern: Vec<String>,
+    /// Alphas of single modules, in the same way [default: none].
+    #[arg(long, value_name = "NAME=ALPHA", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alpha_pattern: Vec<String>,
+    /// The targets of ia3 whose input is rescaled, and not their output [default: those of the feed-forward].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    feed_forward: Vec<String>,
     /// Dropout on LoRA's input, after the mix [default: 0.05].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -108,6 +108,7 @@ fn lora_with_the_initial_residual_has_torchs_gradients() {
                 h0_kind: H0Kind::Input,
                 seed: 0,
             }),
+            patterns: Default::default(),
         };
         let mut peft = Peft::initial(&model, config, 0).unwrap();
         let mixed = |role: Role| matches!(role, Role::Query | Role::Value | Role::Up);

@@ -164,6 +164,7 @@ fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Op
             h0_kind: model.architecture().h0_kind,
             seed: 0,
         }),
+        patterns: Default::default(),
     };
     assert_eq!(model.architecture().h0_kind.to_string(), lora["h0"].as_str().unwrap(), "{name}");
     let mut peft = Peft::initial(&model, config, 0).unwrap();
@@ -197,7 +198,7 @@ fn official(model: &Transformer) -> String {
     let a = model.architecture();
     let residual = ResidualConfig { lambda: 0.1, policy: Policy::Official, arm: Arm::H0, h0_kind: a.h0_kind, seed: 0 };
     let targets = method.default_targets(a);
-    let config = PeftConfig { method, targets: targets.clone(), residual: Some(residual) };
+    let config = PeftConfig::new(method, targets.clone(), Some(residual));
     let peft = Peft::initial(model, config, 0).unwrap();
     let first = peft.plan().modules.iter().filter(|m| m.layer == 0);
     let mixed: Vec<&str> = first.filter(|m| m.residual == Mixing::Mixed).map(|m| a.names.target(m.role)).collect();

@@ -196,6 +196,21 @@ impl Block {
         all
     }
 
+    /// The linear of this role, if the block has one.
+    pub(super) fn linear(&self, role: Role) -> Option<&Linear> {
+        let mut linears = vec![&self.output, &self.down];
+        match &self.projections {
+            Projections::Separate { query, key, value } => linears.extend([query, key, value]),
+            Projections::Fused { all, .. } => linears.push(all),
+        }
+        match &self.inner {
+            Inner::Gated { gate, up } => linears.extend([gate, up]),
+            Inner::FusedGated { both, .. } => linears.push(both),
+            Inner::Plain { up } => linears.push(up),
+        }
+        linears.into_iter().find(|linear| linear.role == role)
+    }
+
     /// The same weights at the place of another block.
     pub(super) fn at(&self, index: usize) -> Self {
         let mut block = self.clone();

@@ -3,7 +3,7 @@
 use super::architecture::Role;
 use crate::kernels;
 use crate::peft::PassState;
-use candle_core::{Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 /// `y = W·x + b`, `W` of shape `[out, in]`, together with whatever a PEFT module adds.
 #[derive(Debug, Clone)]
@@ -29,6 +29,31 @@ impl Linear {
             return kernels::add_branch(&self.base(x)?, branch.0, branch.1, scale);
         }
         kernels::linear_with_branch(x, &self.weight, bias, branch, scale)
+    }
+
+    /// What [`Self::base_with_branch`] is without the bias.
+    pub(crate) fn unbiased_with_branch(&self, x: &Tensor, branch: (&Tensor, &Tensor), scale: f64) -> Result<Tensor> {
+        if self.weight.track_op() {
+            let base = kernels::linear(x, &self.weight, None)?;
+            return kernels::add_branch(&base, branch.0, branch.1, scale);
+        }
+        kernels::linear_with_branch(x, &self.weight, None, branch, scale)
+    }
+
+    /// `y` and the bias, where there is one.
+    pub(crate) fn with_bias(&self, y: &Tensor) -> Result<Tensor> {
+        let Some(bias) = &self.bias else { return Ok(y.clone()) };
+        kernels::add_row(y, bias)
+    }
+
+    /// The squared length of every row of the weight, `[out]`, in `dtype`.
+    pub(crate) fn row_squares(&self, dtype: DType) -> Result<Tensor> {
+        self.weight.detach().to_dtype(dtype)?.sqr()?.sum(D::Minus1)
+    }
+
+    /// `weight · aᵀ` for `a` of shape `[rank, in]`: `[out, rank]`, in the type of `a`.
+    pub(crate) fn weight_times(&self, a: &Tensor) -> Result<Tensor> {
+        kernels::linear(a, &self.weight.detach(), None)?.t()?.contiguous()
     }
 
     /// What the input's columns `first..first + count` of `x`, which has all of them, contribute by the base

@@ -1,11 +1,12 @@
 //! The one transformer that serves every family.
 
-use super::architecture::{Architecture, Head};
+use super::architecture::{Architecture, Head, Role};
 use super::block::{Block, Run};
 use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
 use super::embeddings::{Embedded, Embedder, Projection};
 use super::families::ConfigError;
+use super::linear::Linear;
 use super::norm::Norm;
 use super::precision::Precision;
 use super::rotary::RotaryTables;
@@ -191,6 +192,12 @@ impl Transformer {
             Embedder::Tokens(tables) => Some(&tables.tokens),
             Embedder::Patches(..) => None,
         }
+    }
+
+    /// The linear of this role in a block (from 0), if it has one.
+    #[must_use]
+    pub(crate) fn linear(&self, layer: usize, role: Role) -> Option<&Linear> {
+        self.blocks.get(layer)?.linear(role)
     }
 
     /// What makes logits of the states that [`Self::head_states`] gives.

@@ -86,12 +86,12 @@ impl BranchPass<'_> {
     /// # Errors
     /// A tensor operation fails.
     pub fn output(&self, mixed: &Tensor) -> Result<Tensor> {
-        self.module.output(mixed)?.affine(self.module.method().scale(), 0.0)
+        self.module.output(mixed)?.affine(self.module.planned.form.scale(), 0.0)
     }
 
     /// Whether the branch is linear in what it reads.
     #[must_use]
     pub fn is_linear(&self) -> bool {
-        matches!(self.module.method(), super::Method::Lora { .. })
+        !matches!(self.module.planned.form, super::Form::Bottleneck { .. })
     }
 }

@@ -13,6 +13,28 @@ pub struct PeftConfig {
     pub targets: Vec<String>,
     /// The initial residual; `None` is vanilla.
     pub residual: Option<ResidualConfig>,
+    /// What differs from module to module.
+    pub patterns: Patterns,
+}
+
+/// What differs from module to module, as PEFT's configurations have it. A pattern is a regular expression that the end of
+/// a module's path from a dot on matches, mostly that end itself; the first that does counts.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Patterns {
+    /// Ranks that stand in for [`Method::Lora`]'s.
+    pub ranks: Vec<(String, usize)>,
+    /// α that stand in for [`Method::Lora`]'s.
+    pub alphas: Vec<(String, f64)>,
+    /// Of (IA)³: the targets whose input is rescaled, and not their output.
+    pub feed_forward: Vec<String>,
+}
+
+impl PeftConfig {
+    /// A method over its targets, the same everywhere.
+    #[must_use]
+    pub fn new(method: Method, targets: Vec<String>, residual: Option<ResidualConfig>) -> Self {
+        Self { method, targets, residual, patterns: Patterns::default() }
+    }
 }
 
 /// A PEFT method with its sizes.
@@ -29,6 +51,21 @@ pub enum Method {
         /// Whether the scale is α/√r (rank-stabilised) in place of α/r.
         rank_stabilised: bool,
     },
+    /// Weight-decomposed LoRA, `y = (m/‖V‖)·(W·x + s·B·A·dropout(x~)) + b` with `V = W + s·B·A`, whose row norms get no
+    /// gradient (Liu et al. 2024). Sizes and scale as LoRA's.
+    Dora {
+        /// Rank r.
+        rank: usize,
+        /// α.
+        alpha: f64,
+        /// Dropout probability on the branch's input.
+        dropout: f64,
+        /// Whether the scale is α/√r in place of α/r.
+        rank_stabilised: bool,
+    },
+    /// (IA)³ (Liu et al. 2022): a learned factor ℓ for every column of a linear's output, `ℓ·y`, or of its input,
+    /// `x + (ℓ−1)·x~`.
+    Ia3,
     /// A bottleneck adapter `s·U·tanh(D·x~)`, no biases (Houlsby et al. 2019; as SIBO released it).
     Adapter {
         /// Width of the bottleneck.
@@ -91,6 +128,28 @@ pub enum Arm {
     Random,
 }
 
+/// The sizes of a low-rank branch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LowRank {
+    /// Rank r.
+    pub rank: usize,
+    /// α.
+    pub alpha: f64,
+    /// Dropout probability on the branch's input.
+    pub dropout: f64,
+    /// Whether the scale is α/√r in place of α/r.
+    pub rank_stabilised: bool,
+}
+
+impl LowRank {
+    /// The factor on the branch's output.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+    }
+}
+
 macro_rules! words {
     ($type:ident, $what:literal, { $($variant:ident = $word:literal),+ }) => {
         impl fmt::Display for $type {
@@ -119,43 +178,66 @@ words!(Arm, "residual", {
 words!(Placement, "placement", { Series = "series", Parallel = "parallel" });
 
 impl Method {
-    /// The factor on the branch's output.
+    /// The sizes of a low-rank method, LoRA or DoRA.
+    #[must_use]
+    pub fn low_rank(&self) -> Option<LowRank> {
+        match *self {
+            Self::Lora { rank, alpha, dropout, rank_stabilised } | Self::Dora { rank, alpha, dropout, rank_stabilised } => {
+                Some(LowRank { rank, alpha, dropout, rank_stabilised })
+            }
+            _ => None,
+        }
+    }
+
+    /// The factor on the branch's output, where no pattern says otherwise.
     #[must_use]
     pub fn scale(&self) -> f64 {
         match *self {
-            Self::Lora { rank, alpha, rank_stabilised: false, .. } => alpha / rank as f64,
-            Self::Lora { rank, alpha, rank_stabilised: true, .. } => alpha / (rank as f64).sqrt(),
             Self::Adapter { scale, .. } => scale,
+            _ => self.low_rank().map_or(1.0, |sizes| sizes.scale()),
         }
     }
 
-    /// The width inside the branch.
+    /// Dropout on what a branch reads.
     #[must_use]
-    pub fn width(&self) -> usize {
-        match *self {
-            Self::Lora { rank, .. } => rank,
-            Self::Adapter { bottleneck, .. } => bottleneck,
-        }
+    pub fn dropout(&self) -> f64 {
+        self.low_rank().map_or(0.0, |sizes| sizes.dropout)
     }
 
-    /// The linears that are trained if none are named: for LLaMA and GPT-J those of the released code. BERT's last
-    /// feed-forward linear is not among them, since its name `output.dense` is also the end of attention's.
+    /// The linears that are trained if none are named: for LLaMA and GPT-J those of the released code. Of BERT's last
+    /// feed-forward linear LoRA has none, since its name `output.dense` is also the end of attention's.
     #[must_use]
     pub fn default_targets(&self, architecture: &Architecture) -> Vec<String> {
-        let names = &architecture.names;
-        let alone = |role: Role| {
-            let others = Role::ALL.into_iter().filter(|&other| other != role);
-            others.map(|other| names.module(other)).all(|other| !other.ends_with(&format!(".{}", names.target(role))))
-        };
+        let alone = |role: &Role| targets_of(architecture, *role).len() == 1;
         let released = |role: &Role| match (self, role) {
-            (Self::Lora { .. }, Role::Query | Role::Key | Role::Value | Role::QueryKeyValue) => true,
-            (Self::Lora { .. }, Role::Gate) => architecture.official_gate,
-            (Self::Lora { .. }, Role::Down) => alone(Role::Down),
-            (Self::Adapter { .. }, Role::Gate) | (_, Role::Up | Role::GateUp) => true,
-            _ => false,
+            // As PEFT has it by default: keys, values, and what the feed-forward's last linear reads.
+            (Self::Ia3, role) => matches!(role, Role::Key | Role::Value | Role::QueryKeyValue | Role::Down),
+            (Self::Lora { .. } | Self::Dora { .. }, role) => match role {
+                Role::Query | Role::Key | Role::Value | Role::QueryKeyValue | Role::Up | Role::GateUp => true,
+                Role::Gate => architecture.official_gate,
+                Role::Down => alone(role),
+                Role::AttentionOutput => false,
+            },
+            (Self::Adapter { .. }, role) => matches!(role, Role::Gate | Role::Up | Role::GateUp),
         };
-        let roles = architecture.roles().into_iter().filter(released);
-        roles.map(|role| names.target(role).to_owned()).collect()
+        architecture.roles().into_iter().filter(released).flat_map(|role| targets_of(architecture, role)).collect()
+    }
+}
+
+/// The targets that name the linears of this role and no others: the name of its module, or where that is the end of
+/// another's too, as in BERT, every path.
+#[must_use]
+pub fn targets_of(architecture: &Architecture, role: Role) -> Vec<String> {
+    let names = &architecture.names;
+    let target = names.target(role);
+    let end = format!(".{target}");
+    let others = architecture.roles().into_iter().filter(|&other| other != role);
+    match others.map(|other| names.module(other)).any(|other| other == target || other.ends_with(&end)) {
+        false => vec![target.to_owned()],
+        true => {
+            let layers = (0..architecture.layers).step_by(names.shared.max(1));
+            layers.map(|layer| architecture.module_path(layer, role)).collect()
+        }
     }
 }
 
@@ -163,6 +245,8 @@ impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lora { rank, alpha, .. } => write!(f, "lora (r {rank}, alpha {alpha})"),
+            Self::Dora { rank, alpha, .. } => write!(f, "dora (r {rank}, alpha {alpha})"),
+            Self::Ia3 => f.write_str("ia3"),
             Self::Adapter { bottleneck, placement: Placement::Series, .. } => {
                 write!(f, "adapter (bottleneck {bottleneck})")
             }

@@ -1,5 +1,6 @@
 //! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.
 
+mod adapter_config;
 mod branch_pass;
 mod config;
 mod dose;
@@ -9,14 +10,14 @@ mod module;
 mod plan;
 
 pub use branch_pass::{BranchObserver, BranchPass};
-pub use config::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+pub use config::{Arm, LowRank, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 pub use dose::Dose;
 pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};
-pub use plan::{Mixing, Plan, PlanError, PlannedModule, Position};
+pub use plan::{Form, Mixing, Plan, PlanError, PlannedModule, Position};
 
 use crate::data::Packed;
-use crate::model::{Embedded, ModelError, Pass, Role, Transformer};
+use crate::model::{Embedded, Linear, ModelError, Pass, Role, Transformer};
 use crate::random::stream;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
@@ -46,19 +47,20 @@ impl Peft {
     /// The plan cannot be made.
     pub fn initial(model: &Transformer, config: PeftConfig, seed: u64) -> Result<Self, AdapterError> {
         let plan = Plan::new(model.architecture(), &config)?;
-        let (dtype, device) = (model.precision().trained(), model.device());
-        Self::build(model, config, plan, |planned, method| Module::initial(planned, method, seed, dtype, device))
+        let (dropout, place) = (config.method.dropout(), (model.precision().trained(), model.device()));
+        Self::build(model, config, plan, |planned, linear| Module::initial(planned, dropout, seed, place, linear))
     }
 
-    /// Modules whose two matrices come from `matrices(planned)`: `(down, up)`.
-    fn from_matrices(
+    /// Modules whose tensors come from `tensors(planned)`, in the order and the shapes of [`PlannedModule::tensors`].
+    fn from_tensors(
         model: &Transformer,
         config: PeftConfig,
-        matrices: impl Fn(&PlannedModule) -> Option<(Tensor, Tensor)>,
+        tensors: impl Fn(&PlannedModule) -> Option<Vec<Tensor>>,
     ) -> Result<Self, AdapterError> {
         let plan = Plan::new(model.architecture(), &config)?;
-        Self::build(model, config, plan, |planned, method| match matrices(&planned) {
-            Some((down, up)) => Ok(Module::new(planned, method, down, up)),
+        let dropout = config.method.dropout();
+        Self::build(model, config, plan, |planned, linear| match tensors(&planned) {
+            Some(tensors) => Module::new(planned, dropout, tensors, linear),
             None => candle_core::bail!("{}: no such module", planned.path),
         })
     }
@@ -67,13 +69,14 @@ impl Peft {
         model: &Transformer,
         config: PeftConfig,
         plan: Plan,
-        mut module: impl FnMut(PlannedModule, Method) -> candle_core::Result<Module>,
+        mut module: impl FnMut(PlannedModule, &Linear) -> candle_core::Result<Module>,
     ) -> Result<Self, AdapterError> {
         let mut modules: Vec<[Option<Module>; Role::ALL.len()]> = vec![Default::default(); model.architecture().layers];
         for planned in &plan.modules {
             let slot = modules.get_mut(planned.layer).and_then(|block| block.get_mut(planned.role.index()));
-            if let Some(slot) = slot {
-                *slot = Some(module(planned.clone(), config.method)?);
+            let linear = model.linear(planned.layer, planned.role);
+            if let (Some(slot), Some(linear)) = (slot, linear) {
+                *slot = Some(module(planned.clone(), linear)?);
             }
         }
         let shared = model.architecture().names.shared.max(1);
@@ -111,9 +114,9 @@ impl Peft {
     /// λ out of range.
     pub fn with_residual(&self, model: &Transformer, residual: Option<ResidualConfig>) -> Result<Self, AdapterError> {
         let config = PeftConfig { residual, ..self.config.clone() };
-        let matrices: BTreeMap<&str, (Tensor, Tensor)> =
-            self.iter().map(|m| (m.planned.path.as_str(), (m.down.clone(), m.up.clone()))).collect();
-        Self::from_matrices(model, config, |planned| matrices.get(planned.path.as_str()).cloned())
+        let tensors: BTreeMap<&str, Vec<Tensor>> =
+            self.iter().map(|m| (m.planned.path.as_str(), m.tensors.clone())).collect();
+        Self::from_tensors(model, config, |planned| tensors.get(planned.path.as_str()).cloned())
     }
 
     /// The trainable tensors by the names that they have in an adapter file.
@@ -123,8 +126,8 @@ impl Peft {
     pub fn variables(&mut self) -> Result<BTreeMap<String, Var>, AdapterError> {
         let mut variables = BTreeMap::new();
         for module in self.modules.iter_mut().flatten().flatten() {
-            let (down_name, up_name) = files::tensor_names(module);
-            for (name, tensor) in [(down_name, &mut module.down), (up_name, &mut module.up)] {
+            let names = files::tensor_names(&module.planned);
+            for (name, tensor) in names.into_iter().zip(&mut module.tensors) {
                 let variable = match variables.entry(name) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => new.insert(Var::from_tensor(tensor)?),
@@ -137,10 +140,7 @@ impl Peft {
 
     /// The names of the tensors in an adapter file.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
-        self.iter().flat_map(|module| {
-            let (down, up) = files::tensor_names(module);
-            [down, up]
-        })
+        self.iter().flat_map(|module| files::tensor_names(&module.planned))
     }
 
     /// The same modules with tensors that record no gradient.
@@ -148,8 +148,7 @@ impl Peft {
     pub fn frozen(&self) -> Self {
         let mut frozen = self.clone();
         for module in frozen.modules.iter_mut().flatten().flatten() {
-            module.down = module.down.detach();
-            module.up = module.up.detach();
+            module.tensors.iter_mut().for_each(|tensor| *tensor = tensor.detach());
         }
         frozen
     }

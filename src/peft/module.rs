@@ -1,119 +1,190 @@
-//! The trainable branches themselves: LoRA and bottleneck adapters.
+//! The trainable branches themselves: LoRA, DoRA, (IA)³ and bottleneck adapters.
 
-use super::config::Method;
-use super::plan::{Mixing, PlannedModule, Position};
+use super::plan::{Form, Mixing, PlannedModule, Position};
 use super::{BranchPass, PassState};
 use crate::kernels;
 use crate::model::Linear;
 use crate::random::stream;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-/// A branch on one linear: two matrices, what stands between them, and where it joins.
+/// A branch on one linear: its tensors, and where it joins.
 #[derive(Debug, Clone)]
 pub(crate) struct Module {
     pub(crate) planned: PlannedModule,
-    method: Method,
-    /// LoRA's A or the adapter's D, `[width, input]`.
-    pub(crate) down: Tensor,
-    /// LoRA's B or the adapter's U, `[output, width]`.
-    pub(crate) up: Tensor,
+    /// As [`PlannedModule::tensors`] lists them, factors as vectors.
+    pub(crate) tensors: Vec<Tensor>,
+    dropout: f64,
+    /// Of DoRA: the squared length of every row of the frozen weight, `[output]`.
+    squares: Option<Tensor>,
 }
 
 impl Module {
-    pub(crate) fn new(planned: PlannedModule, method: Method, down: Tensor, up: Tensor) -> Self {
-        Self { planned, method, down, up }
+    /// A branch of given tensors beside `linear`, each in the shape of the plan.
+    pub(crate) fn new(planned: PlannedModule, dropout: f64, mut tensors: Vec<Tensor>, linear: &Linear) -> Result<Self> {
+        if planned.form == Form::Factors {
+            tensors = tensors.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
+        }
+        let squares = match planned.form {
+            Form::Decomposed { .. } => Some(linear.row_squares(tensors.first().map_or(DType::F32, Tensor::dtype))?),
+            _ => None,
+        };
+        Ok(Self { planned, tensors, dropout, squares })
     }
 
-    pub(crate) fn method(&self) -> Method {
-        self.method
-    }
-
-    /// Seeded start values: LoRA's A Kaiming-uniform(√5) and B zero, an adapter's both N(0, 0.02²).
+    /// Seeded start values: LoRA's A Kaiming-uniform(√5) and B zero, DoRA's lengths those of the weight, (IA)³'s factors one,
+    /// an adapter's matrices N(0, 0.02²).
     ///
     /// Every matrix is a function of (seed, path) alone, so that arms with the same seed start alike.
     pub(crate) fn initial(
         planned: PlannedModule,
-        method: Method,
+        dropout: f64,
         seed: u64,
-        dtype: DType,
-        device: &Device,
+        (dtype, device): (DType, &Device),
+        linear: &Linear,
     ) -> Result<Self> {
-        let width = method.width();
-        let tensor = |rows: usize, columns: usize, values: Vec<f64>| {
-            Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
-        };
-        let (input, output) = (planned.input, planned.output);
-        let (down_count, up_count) = (width * input, output * width);
-        let (down, up) = match method {
-            Method::Lora { .. } => {
+        let mut tensors = Vec::new();
+        for (name, shape) in planned.tensors() {
+            if name == "lora_magnitude_vector" {
+                tensors.push(linear.row_squares(dtype)?.sqrt()?);
+                continue;
+            }
+            let count = shape.iter().product();
+            let part = name.trim_end_matches(".weight");
+            let mut rng = stream(seed, &["init", &planned.path, part]);
+            let values: Vec<f64> = match part {
                 // Kaiming-uniform with a = √5: the bound is √(6 / ((1 + 5)·fan_in)).
-                let bound = 1.0 / (input as f64).sqrt();
-                let mut rng = stream(seed, &["init", &planned.path, "lora_A"]);
-                ((0..down_count).map(|_| rng.random_range(-bound..bound)).collect(), vec![0.0; up_count])
-            }
-            Method::Adapter { .. } => {
-                let draw = |part: &str, count: usize| -> Vec<f64> {
-                    let mut rng = stream(seed, &["init", &planned.path, part]);
-                    match Normal::new(0.0, 0.02) {
-                        Ok(normal) => (0..count).map(|_| normal.sample(&mut rng)).collect(),
-                        Err(_) => vec![0.0; count],
-                    }
-                };
-                (draw("adapter_down", down_count), draw("adapter_up", up_count))
-            }
-        };
-        let (down, up) = (tensor(width, input, down)?, tensor(output, width, up)?);
-        Ok(Self::new(planned, method, down, up))
+                "lora_A" => {
+                    let bound = 1.0 / (planned.input as f64).sqrt();
+                    (0..count).map(|_| rng.random_range(-bound..bound)).collect()
+                }
+                "ia3_l" => vec![1.0; count],
+                "adapter_down" | "adapter_up" => match Normal::new(0.0, 0.02) {
+                    Ok(normal) => (0..count).map(|_| normal.sample(&mut rng)).collect(),
+                    Err(_) => vec![0.0; count],
+                },
+                _ => vec![0.0; count],
+            };
+            tensors.push(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?);
+        }
+        Self::new(planned, dropout, tensors, linear)
+    }
+
+    fn tensor(&self, index: usize) -> Result<&Tensor> {
+        match self.tensors.get(index) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("{}: has no tensor {index}", self.planned.path),
+        }
+    }
+
+    fn up(&self) -> Result<&Tensor> {
+        self.tensor(1)
     }
 
     /// What the branch's last matrix reads, for its own input `x`: `[tokens, width]`.
     fn inner(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
-        let residual = state.residual.as_ref().filter(|_| self.planned.residual == Mixing::Mixed);
-        let residual = residual.map(|residual| residual.in_block(self.planned.layer));
-        let dropout = match (self.method, state.dropout) {
-            (Method::Lora { dropout, .. }, Some(key)) if dropout > 0.0 => Some((dropout, key)),
-            _ => None,
-        };
+        let residual = self.residual(state);
+        let dropout = state.dropout.filter(|_| self.dropout > 0.0);
         let mix = || residual.map_or_else(|| Ok(x.clone()), |residual| residual.mix(x));
-        if let Some((observer, h0)) = &state.observed {
-            observer.observe(&BranchPass { module: self, residual, h0, input: x, mixed: &mix()? })?;
-        }
-        let inner = if let Some((dropout, key)) = dropout {
-            kernels::linear(&kernels::dropout(&mix()?, dropout, key.mask(&self.planned.path))?, &self.down, None)?
+        self.show(x, state, &mix)?;
+        let down = self.tensor(0)?;
+        let inner = if let Some(key) = dropout {
+            kernels::linear(&kernels::dropout(&mix()?, self.dropout, key.mask(&self.planned.path))?, down, None)?
         } else {
             match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
-                Some(residual) => kernels::mixed_linear(x, &self.down, &residual)?,
-                None => kernels::linear(x, &self.down, None)?,
+                Some(residual) => kernels::mixed_linear(x, down, &residual)?,
+                None => kernels::linear(x, down, None)?,
             }
         };
         self.activated(inner)
     }
 
+    /// The initial residual of a pass, where it enters this branch.
+    fn residual<'s>(&self, state: &'s PassState<'_>) -> Option<&'s super::InitialResidual> {
+        let residual = state.residual.as_ref().filter(|_| self.planned.residual == Mixing::Mixed);
+        residual.map(|residual| residual.in_block(self.planned.layer))
+    }
+
+    /// Shows what the branch reads to whoever watches.
+    fn show(&self, x: &Tensor, state: &PassState<'_>, mix: &dyn Fn() -> Result<Tensor>) -> Result<()> {
+        let Some((observer, h0)) = &state.observed else { return Ok(()) };
+        observer.observe(&BranchPass { module: self, residual: self.residual(state), h0, input: x, mixed: &mix()? })
+    }
+
     /// What stands between the two matrices.
     fn activated(&self, inner: Tensor) -> Result<Tensor> {
-        match self.method {
-            Method::Lora { .. } => Ok(inner),
-            Method::Adapter { .. } => kernels::tanh(&inner),
+        match self.planned.form {
+            Form::Bottleneck { .. } => kernels::tanh(&inner),
+            _ => Ok(inner),
         }
     }
 
-    /// The branch's output for what it reads after the mix, unscaled and without dropout.
+    /// The branch's output for what it reads after the mix, unscaled and without dropout; of DoRA what LoRA would add.
     pub(super) fn output(&self, mixed: &Tensor) -> Result<Tensor> {
-        kernels::linear(&self.activated(kernels::linear(mixed, &self.down, None)?)?, &self.up, None)
+        match self.planned.form {
+            Form::Factors => mixed.broadcast_mul(&(self.factors()? - 1.0)?.to_dtype(mixed.dtype())?),
+            _ => {
+                let inner = kernels::linear(mixed, self.tensor(0)?, None)?;
+                kernels::linear(&self.activated(inner)?, self.up()?, None)
+            }
+        }
+    }
+
+    /// (IA)³'s factors, `[columns]`.
+    fn factors(&self) -> Result<&Tensor> {
+        self.tensor(0)
     }
 
     /// The linear together with the branch.
     pub(crate) fn forward(&self, linear: &Linear, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
-        let scale = self.method.scale();
-        match self.planned.position {
-            Position::Beside => linear.base_with_branch(x, (&self.inner(x, state)?, &self.up), scale),
-            Position::Before => linear.base(&kernels::add_branch(x, &self.inner(x, state)?, &self.up, scale)?),
-            Position::After => {
+        let scale = self.planned.form.scale();
+        match (self.planned.form, self.planned.position) {
+            (Form::Factors, Position::Before) => linear.base(&self.rescaled(x, state)?),
+            (Form::Factors, _) => {
                 let y = linear.base(x)?;
-                kernels::add_branch(&y, &self.inner(&y, state)?, &self.up, scale)
+                self.show(&y, state, &|| Ok(y.clone()))?;
+                kernels::rescale(&y, self.factors()?, None)
+            }
+            (Form::Decomposed { .. }, _) => {
+                let inner = self.inner(x, state)?;
+                let y = linear.unbiased_with_branch(x, (&inner, self.up()?), scale)?;
+                linear.with_bias(&kernels::rescale(&y, self.tensor(2)?, Some(&self.row_lengths(linear)?))?)
+            }
+            (_, Position::Beside) => linear.base_with_branch(x, (&self.inner(x, state)?, self.up()?), scale),
+            (_, Position::Before) => {
+                linear.base(&kernels::add_branch(x, &self.inner(x, state)?, self.up()?, scale)?)
+            }
+            (_, Position::After) => {
+                let y = linear.base(x)?;
+                kernels::add_branch(&y, &self.inner(&y, state)?, self.up()?, scale)
             }
         }
+    }
+
+    /// What a linear reads of `x` behind (IA)³'s factors.
+    fn rescaled(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
+        let residual = self.residual(state);
+        self.show(x, state, &|| residual.map_or_else(|| Ok(x.clone()), |residual| residual.mix(x)))?;
+        match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
+            Some(residual) => kernels::mixed_rescale(x, self.factors()?, &residual),
+            None => kernels::rescale(x, self.factors()?, None),
+        }
+    }
+
+    /// The lengths of the rows of `V = W + s·B·A`, without a gradient and without making V:
+    /// `‖v‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b`.
+    fn row_lengths(&self, linear: &Linear) -> Result<Tensor> {
+        let Some(squares) = &self.squares else { bail!("{}: has no lengths of rows", self.planned.path) };
+        let scale = self.planned.form.scale();
+        let (a, b) = (self.tensor(0)?.detach(), self.up()?.detach());
+        let wide = kernels::wide(squares.dtype());
+        let cross = kernels::forget(|| linear.weight_times(&a))?.to_dtype(wide)?;
+        let (a, b) = (a.to_dtype(wide)?, b.to_dtype(wide)?);
+        let along = b.matmul(&a.matmul(&a.t()?)?)?;
+        let sum = |x: &Tensor| (x * &b)?.sum(D::Minus1);
+        let all = ((squares.to_dtype(wide)? + (sum(&cross)? * (2.0 * scale))?)? + (sum(&along)? * (scale * scale))?)?;
+        // A row of zeros has no direction: nothing to divide by.
+        all.clamp(f64::from(f32::MIN_POSITIVE), f64::MAX)?.sqrt()?.to_dtype(squares.dtype())
     }
 }

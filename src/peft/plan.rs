@@ -1,7 +1,8 @@
 //! Which linears get a module, and where the initial residual goes and why not elsewhere.
 
-use super::config::{Arm, Method, PeftConfig, Placement, Policy};
+use super::config::{Arm, LowRank, Method, Patterns as Details, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
+use regex::Regex;
 use std::fmt;
 
 /// One linear that gets a module.
@@ -17,14 +18,82 @@ pub struct PlannedModule {
     pub other_paths: Vec<String>,
     /// Where the branch stands.
     pub position: Position,
+    /// What the branch is.
+    pub form: Form,
     /// Width that the branch reads.
     pub input: usize,
     /// Width that the branch writes.
     pub output: usize,
-    /// Trainable numbers: `width·(input + output)`.
+    /// Trainable numbers.
     pub trainable: u64,
     /// Whether the residual is mixed into the branch's input, or why not.
     pub residual: Mixing,
+}
+
+/// What a branch is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Form {
+    /// Two matrices: `scale · B·A`.
+    LowRank {
+        /// Rank.
+        rank: usize,
+        /// The factor on the branch's output.
+        scale: f64,
+    },
+    /// Two matrices that change the linear's weight, and the length of each of its rows.
+    Decomposed {
+        /// Rank.
+        rank: usize,
+        /// The factor on the branch's output.
+        scale: f64,
+    },
+    /// Two matrices with tanh between them.
+    Bottleneck {
+        /// Width between them.
+        width: usize,
+        /// The factor on the branch's output.
+        scale: f64,
+    },
+    /// A factor of every column, of the linear's input or output as the position says.
+    Factors,
+}
+
+impl Form {
+    /// The factor on the branch's output.
+    #[must_use]
+    pub fn scale(self) -> f64 {
+        match self {
+            Self::LowRank { scale, .. } | Self::Decomposed { scale, .. } | Self::Bottleneck { scale, .. } => scale,
+            Self::Factors => 1.0,
+        }
+    }
+
+    /// The names of the branch's tensors behind the module's path, in the order in which it holds them.
+    #[must_use]
+    pub fn tensor_names(self) -> &'static [&'static str] {
+        match self {
+            Self::LowRank { .. } => &["lora_A.weight", "lora_B.weight"],
+            Self::Decomposed { .. } => &["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"],
+            Self::Bottleneck { .. } => &["adapter_down.weight", "adapter_up.weight"],
+            Self::Factors => &["ia3_l"],
+        }
+    }
+}
+
+impl PlannedModule {
+    /// The branch's tensors by the last parts of their names in an adapter file, with their shapes there.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let (input, output) = (self.input, self.output);
+        let shapes = match self.form {
+            Form::LowRank { rank: width, .. } | Form::Bottleneck { width, .. } => vec![vec![width, input], vec![output, width]],
+            Form::Decomposed { rank, .. } => vec![vec![rank, input], vec![output, rank], vec![output]],
+            // As PEFT keeps them: a row in front of a linear, a column behind it.
+            Form::Factors if self.position == Position::Before => vec![vec![1, input]],
+            Form::Factors => vec![vec![output, 1]],
+        };
+        self.form.tensor_names().iter().copied().zip(shapes).collect()
+    }
 }
 
 /// Where a branch stands relative to its linear.
@@ -51,6 +120,8 @@ pub enum Mixing {
     ReadsAttention,
     /// The branch reads the feed-forward's inner activation, not a token state of width d.
     ReadsInner,
+    /// The branch rescales a linear's output, which is no token state.
+    ReadsOutput,
 }
 
 impl fmt::Display for Mixing {
@@ -60,6 +131,7 @@ impl fmt::Display for Mixing {
             Self::Vanilla => "no: vanilla (lambda 0)",
             Self::NotFirstFeedForward => "no: policy official mixes into the first feed-forward linear only",
             Self::ReadsAttention => "no: its input is attention's output, not a token state",
+            Self::ReadsOutput => "no: it rescales the linear's output, which is no token state",
             Self::ReadsInner => "no: its input is the feed-forward's inner activation, not a token state",
         })
     }
@@ -135,6 +207,7 @@ impl Plan {
         if config.targets.is_empty() {
             return Err(PlanError::NoTargets { names: names() });
         }
+        let patterns = Patterns::new(config)?;
         let mut modules = Vec::new();
         let mut used = vec![false; config.targets.len()];
         // Blocks that share their weights share the module too.
@@ -149,7 +222,7 @@ impl Plan {
                     }
                 }
                 if hit {
-                    modules.push(planned(architecture, config, layer, role));
+                    modules.push(planned(architecture, config, &patterns, (layer, role))?);
                 }
             }
         }
@@ -173,14 +246,24 @@ impl Plan {
 }
 
 /// PEFT's rule: the whole path, or its end from a dot on.
-fn is_target(path: &str, target: &str) -> bool {
+pub(super) fn is_target(path: &str, target: &str) -> bool {
     path.strip_suffix(target).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
-fn planned(architecture: &Architecture, config: &PeftConfig, layer: usize, role: Role) -> PlannedModule {
-    let position = match config.method {
-        Method::Adapter { placement: Placement::Series, .. } if role.reads_stream() => Position::Before,
-        Method::Adapter { placement: Placement::Series, .. } => Position::After,
+fn planned(
+    architecture: &Architecture,
+    config: &PeftConfig,
+    patterns: &Patterns,
+    (layer, role): (usize, Role),
+) -> Result<PlannedModule, PlanError> {
+    let path = architecture.module_path(layer, role);
+    let form = form(config, patterns, &path)?;
+    let position = match (config.method, form) {
+        (Method::Adapter { placement: Placement::Series, .. }, _) if role.reads_stream() => Position::Before,
+        (Method::Adapter { placement: Placement::Series, .. }, _) => Position::After,
+        // PEFT asks for the end of the path here, with a dot in front of it or not.
+        (_, Form::Factors) if config.patterns.feed_forward.iter().any(|target| path.ends_with(target)) => Position::Before,
+        (_, Form::Factors) => Position::After,
         _ => Position::Beside,
     };
     let (linear_input, linear_output) = (architecture.input_width(role), architecture.output_width(role));
@@ -189,21 +272,59 @@ fn planned(architecture: &Architecture, config: &PeftConfig, layer: usize, role:
         Position::Before => (linear_input, linear_input),
         Position::After => (linear_output, linear_output),
     };
-    PlannedModule {
-        layer,
-        role,
-        path: architecture.module_path(layer, role),
-        other_paths: architecture.adapter_paths(layer, role),
-        position,
-        input,
-        output,
-        trainable: (config.method.width() * (input + output)) as u64,
-        residual: mixing(architecture, config, role, position),
+    let residual = mixing(architecture, config, role, position);
+    let other_paths = architecture.adapter_paths(layer, role);
+    let mut module = PlannedModule { layer, role, path, other_paths, position, form, input, output, trainable: 0, residual };
+    module.trainable = module.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+    Ok(module)
+}
+
+/// The patterns of a configuration, ready to be matched.
+struct Patterns {
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Patterns {
+    fn new(config: &PeftConfig) -> Result<Self, PlanError> {
+        fn ready<T: Copy>(key: &'static str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>, PlanError> {
+            let one = |(pattern, value): &(String, T)| match Regex::new(&format!(r"^(.*\.)?({pattern})$")) {
+                Ok(regex) => Ok((regex, *value)),
+                Err(_) => Err(PlanError::OutOfRange { key, value: pattern.clone(), range: "a path's end, or a regular expression" }),
+            };
+            patterns.iter().map(one).collect()
+        }
+        let Details { ranks, alphas, .. } = &config.patterns;
+        Ok(Self { ranks: ready("rank-pattern", ranks)?, alphas: ready("alpha-pattern", alphas)? })
     }
+}
+
+fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
+}
+
+fn form(config: &PeftConfig, patterns: &Patterns, path: &str) -> Result<Form, PlanError> {
+    Ok(match config.method {
+        Method::Ia3 => Form::Factors,
+        Method::Adapter { bottleneck, scale, .. } => Form::Bottleneck { width: bottleneck, scale },
+        Method::Lora { rank, alpha, dropout, rank_stabilised } | Method::Dora { rank, alpha, dropout, rank_stabilised } => {
+            let rank = first(&patterns.ranks, path).unwrap_or(rank);
+            let alpha = first(&patterns.alphas, path).unwrap_or(alpha);
+            let sizes = LowRank { rank, alpha, dropout, rank_stabilised };
+            check_sizes(&sizes)?;
+            match config.method {
+                Method::Dora { .. } => Form::Decomposed { rank, scale: sizes.scale() },
+                _ => Form::LowRank { rank, scale: sizes.scale() },
+            }
+        }
+    })
 }
 
 fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position: Position) -> Mixing {
     let Some(residual) = &config.residual else { return Mixing::Vanilla };
+    if config.method == Method::Ia3 && position == Position::After {
+        return Mixing::ReadsOutput;
+    }
     // An adapter after a linear reads that linear's output, a token state of width d.
     let reads_state = role.reads_stream() || position == Position::After;
     match (reads_state, role) {
@@ -214,7 +335,7 @@ fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position
     let official = match config.method {
         // The released adapters stand at gate and up, both with h0.
         Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up | Role::GateUp),
-        Method::Lora { .. } => {
+        Method::Lora { .. } | Method::Dora { .. } | Method::Ia3 => {
             matches!(role, Role::Up | Role::GateUp) || (role == Role::Gate && architecture.official_gate)
         }
     };
@@ -228,37 +349,40 @@ fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position
 /// Beyond every model's widths: a larger rank or bottleneck is a slip, and would exhaust the memory.
 const WIDEST: usize = 1 << 16;
 
-fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
-    let fail = |key, value: String, range| Err(PlanError::OutOfRange { key, value, range });
-    let width = config.method.width();
-    if width > WIDEST {
-        let key = if matches!(config.method, Method::Lora { .. }) { "rank" } else { "bottleneck" };
-        return fail(key, width.to_string(), "at most 65536");
+fn out_of_range(key: &'static str, value: String, range: &'static str) -> Result<(), PlanError> {
+    Err(PlanError::OutOfRange { key, value, range })
+}
+
+fn check_sizes(sizes: &LowRank) -> Result<(), PlanError> {
+    let &LowRank { rank, alpha, dropout, .. } = sizes;
+    if rank == 0 || rank > WIDEST {
+        return out_of_range("rank", rank.to_string(), if rank == 0 { "at least 1" } else { "at most 65536" });
     }
-    match config.method {
-        Method::Lora { rank, alpha, dropout, .. } => {
-            if rank == 0 {
-                return fail("rank", rank.to_string(), "at least 1");
-            }
-            if !(alpha.is_finite() && alpha > 0.0) {
-                return fail("alpha", alpha.to_string(), "a number above 0");
-            }
-            if !(0.0..1.0).contains(&dropout) {
-                return fail("dropout", dropout.to_string(), "in [0, 1)");
-            }
+    if !(alpha.is_finite() && alpha > 0.0) {
+        return out_of_range("alpha", alpha.to_string(), "a number above 0");
+    }
+    if !(0.0..1.0).contains(&dropout) {
+        return out_of_range("dropout", dropout.to_string(), "in [0, 1)");
+    }
+    Ok(())
+}
+
+fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
+    if let Some(sizes) = config.method.low_rank() {
+        check_sizes(&sizes)?;
+    }
+    if let Method::Adapter { bottleneck, scale, .. } = config.method {
+        if bottleneck == 0 || bottleneck > WIDEST {
+            let range = if bottleneck == 0 { "at least 1" } else { "at most 65536" };
+            return out_of_range("bottleneck", bottleneck.to_string(), range);
         }
-        Method::Adapter { bottleneck, scale, .. } => {
-            if bottleneck == 0 {
-                return fail("bottleneck", bottleneck.to_string(), "at least 1");
-            }
-            if !(scale.is_finite() && scale > 0.0) {
-                return fail("scale", scale.to_string(), "a number above 0");
-            }
+        if !(scale.is_finite() && scale > 0.0) {
+            return out_of_range("scale", scale.to_string(), "a number above 0");
         }
     }
     match config.residual {
         Some(residual) if !(0.0..=1.0).contains(&residual.lambda) => {
-            fail("sibo-lambda", residual.lambda.to_string(), "in [0, 1]")
+            out_of_range("sibo-lambda", residual.lambda.to_string(), "in [0, 1]")
         }
         _ => Ok(()),
     }
@@ -280,7 +404,7 @@ mod tests {
 
     fn config(method: Method, policy: Policy) -> PeftConfig {
         let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 };
-        PeftConfig { targets: method.default_targets(&llama_7b()), method, residual: Some(residual) }
+        PeftConfig::new(method, method.default_targets(&llama_7b()), Some(residual))
     }
 
     fn lora(rank: usize) -> Method {

@@ -2,10 +2,11 @@
 
 use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
-use crate::model::{Architecture, Precision};
-use crate::peft::{Arm, Method, PeftConfig, Placement, Policy, ResidualConfig};
+use crate::model::{Architecture, Precision, Role};
+use crate::peft::{Arm, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Every setting of a run. The defaults are those of the released SIBO code (see `docs/training.md`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +28,14 @@ pub struct TrainConfig {
     pub rank: usize,
     /// LoRA's α; by default twice the rank.
     pub alpha: Option<f64>,
+    /// Whether LoRA's scale is α/√r in place of α/r.
+    pub rslora: bool,
+    /// Ranks of single modules, as `NAME=RANK`.
+    pub rank_pattern: Vec<String>,
+    /// α of single modules, as `NAME=ALPHA`.
+    pub alpha_pattern: Vec<String>,
+    /// Targets of (IA)³ whose input is rescaled; empty: those that read a token state or the feed-forward's inner activation.
+    pub feed_forward: Vec<String>,
     /// Dropout on LoRA's input.
     pub dropout: f64,
     /// The adapter's inner width.
@@ -116,6 +125,10 @@ impl Default for TrainConfig {
             targets: Vec::new(),
             rank: 32,
             alpha: None,
+            rslora: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            feed_forward: Vec::new(),
             dropout: 0.05,
             bottleneck: 256,
             adapter_scale: 1.0,
@@ -163,10 +176,18 @@ impl Default for TrainConfig {
 pub enum MethodName {
     /// Low-rank updates beside linears.
     Lora,
+    /// Low-rank updates of directions, and the lengths of the weights' rows.
+    Dora,
+    /// Factors of linears' outputs and inputs.
+    Ia3,
     /// Bottleneck adapters in front of or after linears.
     Adapter,
     /// Bottleneck adapters beside linears.
     AdapterParallel,
+    /// Bottleneck adapters after attention and after the feed-forward (Houlsby et al. 2019).
+    Houlsby,
+    /// Bottleneck adapters after the feed-forward (Pfeiffer et al. 2020).
+    Pfeiffer,
     /// Every weight.
     Full,
 }
@@ -210,19 +231,37 @@ impl TrainConfig {
     /// The PEFT configuration for a model; `None` for full fine-tuning.
     #[must_use]
     pub fn peft(&self, architecture: &Architecture) -> Option<PeftConfig> {
+        let (rank, alpha) = (self.rank, self.alpha.unwrap_or(2.0 * self.rank as f64));
+        let (dropout, rank_stabilised) = (self.dropout, self.rslora);
         let method = match self.method {
             MethodName::Full => return None,
-            MethodName::Lora => Method::Lora {
-                rank: self.rank,
-                alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
-                dropout: self.dropout,
-                rank_stabilised: false,
-            },
-            MethodName::Adapter => self.adapter(Placement::Series),
+            MethodName::Lora => Method::Lora { rank, alpha, dropout, rank_stabilised },
+            MethodName::Dora => Method::Dora { rank, alpha, dropout, rank_stabilised },
+            MethodName::Ia3 => Method::Ia3,
+            MethodName::Adapter | MethodName::Houlsby | MethodName::Pfeiffer => self.adapter(Placement::Series),
             MethodName::AdapterParallel => self.adapter(Placement::Parallel),
         };
-        let targets = if self.targets.is_empty() { method.default_targets(architecture) } else { self.targets.clone() };
-        Some(PeftConfig { method, targets, residual: self.residual_config(architecture) })
+        let after = |roles: &[Role]| roles.iter().flat_map(|&role| targets_of(architecture, role)).collect::<Vec<_>>();
+        let targets = match self.method {
+            _ if !self.targets.is_empty() => self.targets.clone(),
+            MethodName::Houlsby => after(&[Role::AttentionOutput, Role::Down]),
+            MethodName::Pfeiffer => after(&[Role::Down]),
+            _ => method.default_targets(architecture),
+        };
+        let feed_forward = match (self.method, self.feed_forward.is_empty()) {
+            (MethodName::Ia3, true) => {
+                let read = [Role::Gate, Role::Up, Role::GateUp, Role::Down];
+                let names: Vec<String> = read.iter().flat_map(|&role| targets_of(architecture, role)).collect();
+                targets.iter().filter(|target| names.iter().any(|name| is_same_target(name, target))).cloned().collect()
+            }
+            _ => self.feed_forward.clone(),
+        };
+        let patterns = Patterns {
+            ranks: pairs(&self.rank_pattern).unwrap_or_default(),
+            alphas: pairs(&self.alpha_pattern).unwrap_or_default(),
+            feed_forward,
+        };
+        Some(PeftConfig { method, targets, residual: self.residual_config(architecture), patterns })
     }
 
     fn adapter(&self, placement: Placement) -> Method {
@@ -266,6 +305,26 @@ impl TrainConfig {
         if let Some(start) = self.init_adapter.as_ref().filter(|_| self.label_field.is_some()) {
             let range = "left out: with label-field the head for classes would begin anew";
             return fail("init-adapter", start.display().to_string(), range);
+        }
+        let unread = |list: &[String]| list.join(",");
+        if !self.rank_pattern.is_empty() && pairs::<usize>(&self.rank_pattern).is_none() {
+            return fail("rank-pattern", unread(&self.rank_pattern), "NAME=RANK, such as q_proj=4,up_proj=16");
+        }
+        if !self.alpha_pattern.is_empty() && pairs::<f64>(&self.alpha_pattern).is_none() {
+            return fail("alpha-pattern", unread(&self.alpha_pattern), "NAME=ALPHA, such as q_proj=8");
+        }
+        let low_rank = matches!(self.method, MethodName::Lora | MethodName::Dora);
+        for (key, given) in [
+            ("rank-pattern", !self.rank_pattern.is_empty()),
+            ("alpha-pattern", !self.alpha_pattern.is_empty()),
+            ("rslora", self.rslora),
+        ] {
+            if given && !low_rank {
+                return fail(key, "set".to_owned(), "left out: it is for lora and dora");
+            }
+        }
+        if !self.feed_forward.is_empty() && self.method != MethodName::Ia3 {
+            return fail("feed-forward", unread(&self.feed_forward), "left out: it is for ia3");
         }
         if self.dtype == DtypeName::F16 {
             let range = "f32, bf16 or f64 in training: f16 loses small gradients";
@@ -312,6 +371,21 @@ impl TrainConfig {
         }
         Ok(())
     }
+}
+
+/// Pairs of a name and a number, as `NAME=NUMBER`; `None` where one is no such pair.
+fn pairs<T: FromStr>(list: &[String]) -> Option<Vec<(String, T)>> {
+    let one = |text: &String| {
+        let (name, number) = text.rsplit_once('=').filter(|(name, _)| !name.is_empty())?;
+        Some((name.to_owned(), number.parse().ok()?))
+    };
+    list.iter().map(one).collect()
+}
+
+/// Whether two targets name the same linear, one of them perhaps by more of its path.
+fn is_same_target(a: &str, b: &str) -> bool {
+    let ends = |long: &str, short: &str| long.strip_suffix(short).is_some_and(|f| f.is_empty() || f.ends_with('.'));
+    ends(a, b) || ends(b, a)
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub(super) fn configs() -> Vec<Option<PeftConfig>> {
             .extend(arms.map(|arm| Some(ResidualConfig { lambda: 0.3, policy, arm, h0_kind: H0Kind::Token, seed: 5 })));
     }
     let pairs = methods.iter().flat_map(|method| residuals.iter().map(move |residual| (*method, *residual)));
-    let peft = pairs.map(|(method, residual)| Some(PeftConfig { method, targets: targets.clone(), residual }));
+    let peft = pairs.map(|(method, residual)| Some(PeftConfig::new(method, targets.clone(), residual)));
     std::iter::once(None).chain(peft).collect()
 }
 

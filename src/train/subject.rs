@@ -135,7 +135,9 @@ impl Subject {
     /// A tensor is missing or misshapen.
     pub fn restore(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
         for (name, variable) in &self.variables {
-            let ours = self.model.architecture().stored_shape(name).map(|_| variable.dims().to_vec());
+            // (IA)³'s factors are a row or a column in the file.
+            let other = name.ends_with(".ia3_l") || self.model.architecture().stored_shape(name).is_some();
+            let ours = other.then(|| variable.dims().to_vec());
             match tensors.get(name).map(|t| self.turned(name, t, ours)).transpose()? {
                 Some(t) if t.shape() == variable.shape() => {
                     variable.set(&t.to_dtype(variable.dtype())?.to_device(variable.device())?)?;

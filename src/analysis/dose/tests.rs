@@ -23,7 +23,7 @@ fn residual(lambda: f64, arm: Arm) -> ResidualConfig {
 fn adapter(model: &Transformer, residual: Option<ResidualConfig>) -> Peft {
     let method = Method::Lora { rank: 4, alpha: 8.0, dropout: 0.1, rank_stabilised: false };
     let targets = ["q_proj", "v_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
-    let mut peft = Peft::initial(model, PeftConfig { method, targets, residual }, 5).unwrap();
+    let mut peft = Peft::initial(model, PeftConfig::new(method, targets, residual), 5).unwrap();
     for variable in peft.variables().unwrap().into_values() {
         let count = variable.elem_count();
         let values: Vec<f32> = (0..count).map(|i| ((i * 31 % 17) as f32 - 8.0) / 30.0).collect();

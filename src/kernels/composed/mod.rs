@@ -27,6 +27,7 @@ mod gated;
 mod layer_norm;
 mod linear;
 mod mixing;
+mod rescale;
 mod rms_norm;
 mod rope;
 mod stack;

@@ -41,6 +41,7 @@ pub(super) fn all() -> Vec<Case> {
     all.extend(branches());
     all.extend(element_wise());
     all.extend(norms());
+    all.extend(learned_factors());
     all.extend(tables());
     all.extend([attention(true), attention(false), bent_attention(), disentangled_attention()]);
     all.extend(losses());
@@ -225,6 +226,44 @@ fn element_wise() -> Vec<Case> {
             |all| {
                 let x = values::<1>(all)[0].iter().zip(0..);
                 x.map(|(x, i)| if formulas::uniform(KEY, i) < DROPPED { 0.0 } else { x / (1.0 - DROPPED) }).collect()
+            },
+        ),
+    ]
+}
+
+/// A learned factor of each column, and a learned share of the residual.
+fn learned_factors() -> Vec<Case> {
+    let shape = [3, WIDTH];
+    let (x, v, r) = (|| input(&shape, 1), || input(&[WIDTH], 2), || fixed(&shape, draws(3 * WIDTH, 3)));
+    vec![
+        case(("rescale", ""), [x(), v()], 4.0, |[x, v]| kernels::rescale(x, v, None), |all| {
+            let [x, v] = values(all);
+            x.iter().zip(v.iter().cycle()).map(|(x, v)| x * v).collect()
+        }),
+        case(("add_row", ""), [x(), v()], 8.0, |[x, v]| kernels::add_row(x, v), |all| {
+            let [x, v] = values(all);
+            x.iter().zip(v.iter().cycle()).map(|(x, v)| x + v).collect()
+        }),
+        case(
+            ("mixed_rescale", ""),
+            [x(), v(), r()],
+            40.0,
+            |[x, v, r]| kernels::mixed_rescale(x, v, &Residual { lambda: LAMBDA, source: Some(r.clone()) }),
+            |all| {
+                let [x, v, r] = values(all);
+                let mixed = both(x, r, |x, r| (1.0 - LAMBDA) * x + LAMBDA * r);
+                x.iter().zip(v.iter().cycle()).zip(mixed).map(|((x, v), mixed)| x + (v - 1.0) * mixed).collect()
+            },
+        ),
+        case(
+            ("learned_mix", ""),
+            [x(), input(&[1], 2), r()],
+            40.0,
+            |[x, theta, r]| kernels::learned_mix(x, theta, Some(r)),
+            |all| {
+                let [x, theta, r] = values(all);
+                let lambda = 1.0 / (1.0 + (-theta.first().copied().unwrap_or_default()).exp());
+                both(x, r, |x, r| (1.0 - lambda) * x + lambda * r)
             },
         ),
     ]

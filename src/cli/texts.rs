@@ -30,7 +30,10 @@ pub(super) fn file_texts<'m>(
     let (inputs, chat) = match &model.processor {
         Processor::Texts(tokenizer) => {
             ensure!(!path.is_dir(), "{}: is a folder, and a {family} model reads a file of texts", path.display());
-            (Inputs::Texts(tokenizer), tokenizer.chat_template().map(|_| ChatTemplate::of(tokenizer)).transpose()?)
+            (
+                Inputs::Texts(tokenizer.as_ref()),
+                tokenizer.chat_template().map(|_| ChatTemplate::of(tokenizer.as_ref())).transpose()?,
+            )
         }
         Processor::Images(processor) => {
             ensure!(path.is_dir(), "{}: is no folder, and a {family} model reads a folder of images", path.display());
@@ -70,8 +73,11 @@ pub(super) fn refuse_for_images(family: &str, options: &[(&str, bool)]) -> Resul
     Ok(())
 }
 
-/// What each token of a model's texts or images is called.
-pub(super) fn token_names(model: &LoadedModel) -> Box<dyn FnMut(&EncodedText) -> Vec<String> + '_> {
+/// Says what each token of a text or image is called.
+pub(super) type TokenNames<'m> = Box<dyn FnMut(&EncodedText) -> Vec<String> + 'm>;
+
+/// What the tokens of a model's texts or images are called.
+pub(super) fn token_names(model: &LoadedModel) -> TokenNames<'_> {
     match &model.processor {
         Processor::Texts(tokenizer) => {
             let mut decoder = TokenTexts::new(tokenizer);

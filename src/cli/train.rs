@@ -452,7 +452,7 @@ fn labelled(config: &TrainConfig, model: &mut LoadedModel, place: &Device) -> Re
         (Processor::Texts(_), None) => return Ok(None),
         (Processor::Texts(tokenizer), Some(label)) => {
             let cutoff = config.cutoff.min(architecture.max_positions);
-            read_labelled(&config.data, label, config.field.as_deref(), tokenizer, cutoff)?
+            read_labelled(&config.data, label, config.field.as_deref(), tokenizer.as_ref(), cutoff)?
         }
         (Processor::Images(processor), label) => {
             let given = [

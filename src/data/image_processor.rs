@@ -236,6 +236,7 @@ fn algorithm(resample: u8) -> Result<ResizeAlg, String> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
 
     fn golden() -> PathBuf {
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn pictures_come_out_as_transformers_makes_them() {
         let wanted = candle_core::safetensors::load(golden().join("pixels.safetensors"), &candle_core::Device::Cpu);
-        let wanted = wanted.unwrap();
+        let wanted: BTreeMap<String, candle_core::Tensor> = wanted.unwrap().into_iter().collect();
         let cases: Value = serde_json::from_slice(&std::fs::read(golden().join("cases.json")).unwrap()).unwrap();
         assert_eq!(wanted.len(), 4 * cases.as_object().unwrap().len());
         for (key, pixels) in &wanted {
@@ -266,8 +267,9 @@ mod tests {
             let levels: Vec<f64> = pairs.map(|(a, b)| f64::from((a - b).abs()) / level).collect();
             let most = levels.iter().copied().fold(0.0, f64::max);
             let mean = levels.iter().sum::<f64>() / levels.len() as f64;
-            // JPEG leaves it to the decoder how colours of low resolution are spread; all else is equal but for f32.
-            let allowed = if file.ends_with(".jpg") { (5.0, 0.6) } else { (0.001, 0.001) };
+            // JPEG leaves it to the decoder how colours of low resolution are spread. Pillow rounds the weights of a
+            // filter to 22 bits, the library that resizes here to fewer: a value in some hundreds is one level off.
+            let allowed = if file.ends_with(".jpg") { (5.0, 0.6) } else { (1.001, 0.02) };
             assert!(most <= allowed.0 && mean <= allowed.1, "{key}: {most}, mean {mean} levels of 256");
         }
     }

@@ -67,8 +67,8 @@ impl LoadedModel {
         let weights = Weights::open(folder).map_err(ModelError::from)?;
         let transformer = Transformer::load(name, architecture, &weights, precision, device)?;
         let processor = match transformer.architecture().patches {
-            None => Processor::Texts(TextTokenizer::from_folder(folder)?),
-            Some(grid) => Processor::Images(ImageProcessor::from_folder(folder, grid)?),
+            None => Processor::Texts(Box::new(TextTokenizer::from_folder(folder)?)),
+            Some(grid) => Processor::Images(Box::new(ImageProcessor::from_folder(folder, grid)?)),
         };
         let companions = read_companions(folder)?;
         Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, processor })
@@ -94,7 +94,7 @@ impl LoadedModel {
             ("config.json".to_owned(), format!("{config:#}\n").into_bytes()),
             ("tokenizer.json".to_owned(), tokenizer.to_json()?.into_bytes()),
         ]);
-        let processor = Processor::Texts(tokenizer);
+        let processor = Processor::Texts(Box::new(tokenizer));
         Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], companions, transformer, processor })
     }
 
@@ -111,7 +111,7 @@ impl LoadedModel {
             ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),
             ("tokenizer.json".to_owned(), EMBEDDED_TOKENIZER.to_vec()),
         ]);
-        let processor = Processor::Texts(tokenizer);
+        let processor = Processor::Texts(Box::new(tokenizer));
         Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, processor })
     }
 
@@ -121,7 +121,7 @@ impl LoadedModel {
     /// It reads images.
     pub fn tokenizer(&self) -> Result<&TextTokenizer, ModelError> {
         match &self.processor {
-            Processor::Texts(tokenizer) => Ok(tokenizer),
+            Processor::Texts(tokenizer) => Ok(tokenizer.as_ref()),
             Processor::Images(_) => Err(ModelError::ReadsImages { family: self.transformer.architecture().family }),
         }
     }

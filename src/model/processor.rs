@@ -7,9 +7,9 @@ use crate::data::ImageProcessor;
 #[derive(Debug)]
 pub enum Processor {
     /// Of texts.
-    Texts(TextTokenizer),
+    Texts(Box<TextTokenizer>),
     /// Of images.
-    Images(ImageProcessor),
+    Images(Box<ImageProcessor>),
 }
 
 impl Processor {

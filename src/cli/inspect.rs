@@ -180,9 +180,9 @@ fn deployment(config: &PeftConfig, plan: &Plan) -> String {
             "cannot be merged whole: {lambda}*(l-1)*r, r = {}, depends on the token and is no linear function of x",
             r.arm
         ),
-        (Method::Lora { .. }, Some(r)) if r.arm == Arm::None => format!(
-            "mergeable: the control reads (1-{lambda})*x, so W' = W0 + (1-{lambda})*(alpha/r)*B*A where mixed"
-        ),
+        (Method::Lora { .. }, Some(r)) if r.arm == Arm::None => {
+            format!("mergeable: the control reads (1-{lambda})*x, so W' = W0 + (1-{lambda})*(alpha/r)*B*A where mixed")
+        }
         (Method::Lora { .. }, Some(r)) if r.arm == Arm::Random => format!(
             "mergeable with a bias: W' = W0 + (1-{lambda})*(alpha/r)*B*A, and {lambda}*(alpha/r)*B*A*r is one constant \
              vector"

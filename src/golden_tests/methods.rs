@@ -39,7 +39,8 @@ fn peft_of(case: &str, stated: &Value, model: &Transformer) -> Peft {
                 scale: first["scale"].as_f64().unwrap(),
                 placement: Placement::Series,
             };
-            let targets = stated["targets"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
+            let targets =
+                stated["targets"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
             let mut peft = Peft::initial(model, PeftConfig::new(method, targets, None), 0).unwrap();
             let tensors = tensors(&folder(twin.unwrap_or(case)).join("adapter_model.safetensors"));
             for (name, variable) in peft.variables().unwrap() {
@@ -73,7 +74,12 @@ fn forward(case: &str, stated: &Value, values: &BTreeMap<String, Tensor>, dtype:
             };
             close(&format!("{case} {dtype:?} {key}"), &rows(states, &batch, s), &values[&key], tolerance);
         }
-        close(&format!("{case} {dtype:?} logits"), &rows(&logits, &batch, s), &values[&format!("logits_{s}")], tolerance);
+        close(
+            &format!("{case} {dtype:?} logits"),
+            &rows(&logits, &batch, s),
+            &values[&format!("logits_{s}")],
+            tolerance,
+        );
     }
 }
 
@@ -95,7 +101,8 @@ fn training(case: &str, stated: &Value, values: &BTreeMap<String, Tensor>) {
     let (found, report) = gradients(&subject, &[examples.iter().collect()], None, 1).unwrap();
     let loss = stated["loss"].as_f64().unwrap();
     assert!((report.loss / loss - 1.0).abs() < 1e-10, "{case}: loss {} for {loss}", report.loss);
-    let trainable: Vec<&str> = stated["trainable"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let trainable: Vec<&str> =
+        stated["trainable"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert_eq!(found.len(), trainable.len(), "{case}");
     // (IA)³'s factors have another shape in the file.
     let flat = |tensor: &Tensor| tensor.flatten_all().unwrap();

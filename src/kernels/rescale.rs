@@ -238,7 +238,11 @@ impl LearnedMix {
                 let (x, g) = (parallel::row(xs, index, width), parallel::row(gradient, index, width));
                 let mut sum: f64 = x.iter().zip(g).map(|(&x, &g)| -x.to_f64() * g.to_f64()).sum();
                 if let Some(r) = r {
-                    sum += parallel::row(r, index, width).iter().zip(g).map(|(&r, &g)| r.to_f64() * g.to_f64()).sum::<f64>();
+                    sum += parallel::row(r, index, width)
+                        .iter()
+                        .zip(g)
+                        .map(|(&r, &g)| r.to_f64() * g.to_f64())
+                        .sum::<f64>();
                 }
                 [T::from_f64(sum)]
             });
@@ -288,7 +292,11 @@ mod tests {
                     let divisor = divisor.map(|d| d.to_dtype(t[0].dtype())).transpose()?;
                     rescale(&t[0], &t[1], divisor.as_ref())
                 };
-                check::close(&rescale(&check::strided(&x), &check::offset(&v), divisor).unwrap(), &check::flat(&want), 1e-13);
+                check::close(
+                    &rescale(&check::strided(&x), &check::offset(&v), divisor).unwrap(),
+                    &check::flat(&want),
+                    1e-13,
+                );
                 check::gradients(&[&x, &v], run);
                 check::f32_agrees(&[&x, &v], 1e-5, run);
                 check::untracked(&[&x, &v], Untracked(0), run);

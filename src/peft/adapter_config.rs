@@ -5,13 +5,13 @@ use super::config::{Arm, Method, Patterns, PeftConfig, Placement, Policy, Residu
 use super::files::AdapterError;
 use super::plan::is_target;
 use crate::model::{Architecture, H0Kind, Transformer};
+use candle_core::Tensor;
 use regex::Regex;
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use candle_core::Tensor;
 
 /// The configuration's name in an adapter folder.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
@@ -313,7 +313,9 @@ impl ConfigFile {
         let mut targets: Vec<String> = match (strings(stated), &pattern) {
             (Some(list), _) => list,
             (None, None) if stated.is_string() => names(),
-            (None, Some(pattern)) => paths(architecture, |_, spelled| spelled.iter().any(|path| pattern.is_match(path))),
+            (None, Some(pattern)) => {
+                paths(architecture, |_, spelled| spelled.iter().any(|path| pattern.is_match(path)))
+            }
             (None, None) => return fault.unsupported("target_modules", stated, remedy),
         };
         if let Some(layers) = self.layers_to_transform.as_ref().filter(|value| is_set(Some(value))) {
@@ -325,7 +327,8 @@ impl ConfigFile {
                 return fault.unsupported("layers_to_transform", layers, "a block's number or a list of them is");
             };
             let is_one = |path: &String| targets.iter().any(|target| is_target(path, target));
-            targets = paths(architecture, |layer, spelled| listed.contains(&(layer as u64)) && spelled.iter().any(is_one));
+            targets =
+                paths(architecture, |layer, spelled| listed.contains(&(layer as u64)) && spelled.iter().any(is_one));
         }
         targets.sort();
         Ok(targets)
@@ -338,7 +341,8 @@ fn strings(value: &Value) -> Option<Vec<String>> {
 
 /// The paths of the linears that `wanted` takes, by their block and every spelling of their path.
 fn paths(architecture: &Architecture, wanted: impl Fn(usize, &[String]) -> bool) -> Vec<String> {
-    let all = (0..architecture.layers).flat_map(|layer| architecture.roles().into_iter().map(move |role| (layer, role)));
+    let all =
+        (0..architecture.layers).flat_map(|layer| architecture.roles().into_iter().map(move |role| (layer, role)));
     let taken = all.filter(|&(layer, role)| wanted(layer, &architecture.adapter_paths(layer, role)));
     taken.map(|(layer, role)| architecture.module_path(layer, role)).collect()
 }

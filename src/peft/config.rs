@@ -182,7 +182,8 @@ impl Method {
     #[must_use]
     pub fn low_rank(&self) -> Option<LowRank> {
         match *self {
-            Self::Lora { rank, alpha, dropout, rank_stabilised } | Self::Dora { rank, alpha, dropout, rank_stabilised } => {
+            Self::Lora { rank, alpha, dropout, rank_stabilised }
+            | Self::Dora { rank, alpha, dropout, rank_stabilised } => {
                 Some(LowRank { rank, alpha, dropout, rank_stabilised })
             }
             _ => None,

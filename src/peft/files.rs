@@ -7,8 +7,8 @@
 use super::Peft;
 use super::adapter_config::{CONFIG_FILE, config_json, read_config};
 use super::plan::{PlanError, PlannedModule};
-use crate::model::weights::{self, WeightsError};
 use crate::model::Transformer;
+use crate::model::weights::{self, WeightsError};
 use crate::persist::{self, PersistError};
 use candle_core::{DType, Tensor};
 use serde_json::Value;

@@ -152,9 +152,7 @@ impl Module {
                 linear.with_bias(&kernels::rescale(&y, self.tensor(2)?, Some(&self.row_lengths(linear)?))?)
             }
             (_, Position::Beside) => linear.base_with_branch(x, (&self.inner(x, state)?, self.up()?), scale),
-            (_, Position::Before) => {
-                linear.base(&kernels::add_branch(x, &self.inner(x, state)?, self.up()?, scale)?)
-            }
+            (_, Position::Before) => linear.base(&kernels::add_branch(x, &self.inner(x, state)?, self.up()?, scale)?),
             (_, Position::After) => {
                 let y = linear.base(x)?;
                 kernels::add_branch(&y, &self.inner(&y, state)?, self.up()?, scale)

@@ -86,7 +86,9 @@ impl PlannedModule {
     pub fn tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
         let (input, output) = (self.input, self.output);
         let shapes = match self.form {
-            Form::LowRank { rank: width, .. } | Form::Bottleneck { width, .. } => vec![vec![width, input], vec![output, width]],
+            Form::LowRank { rank: width, .. } | Form::Bottleneck { width, .. } => {
+                vec![vec![width, input], vec![output, width]]
+            }
             Form::Decomposed { rank, .. } => vec![vec![rank, input], vec![output, rank], vec![output]],
             // As PEFT keeps them: a row in front of a linear, a column behind it.
             Form::Factors if self.position == Position::Before => vec![vec![1, input]],
@@ -262,7 +264,9 @@ fn planned(
         (Method::Adapter { placement: Placement::Series, .. }, _) if role.reads_stream() => Position::Before,
         (Method::Adapter { placement: Placement::Series, .. }, _) => Position::After,
         // PEFT asks for the end of the path here, with a dot in front of it or not.
-        (_, Form::Factors) if config.patterns.feed_forward.iter().any(|target| path.ends_with(target)) => Position::Before,
+        (_, Form::Factors) if config.patterns.feed_forward.iter().any(|target| path.ends_with(target)) => {
+            Position::Before
+        }
         (_, Form::Factors) => Position::After,
         _ => Position::Beside,
     };
@@ -274,7 +278,8 @@ fn planned(
     };
     let residual = mixing(architecture, config, role, position);
     let other_paths = architecture.adapter_paths(layer, role);
-    let mut module = PlannedModule { layer, role, path, other_paths, position, form, input, output, trainable: 0, residual };
+    let mut module =
+        PlannedModule { layer, role, path, other_paths, position, form, input, output, trainable: 0, residual };
     module.trainable = module.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
     Ok(module)
 }
@@ -290,7 +295,11 @@ impl Patterns {
         fn ready<T: Copy>(key: &'static str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>, PlanError> {
             let one = |(pattern, value): &(String, T)| match Regex::new(&format!(r"^(.*\.)?({pattern})$")) {
                 Ok(regex) => Ok((regex, *value)),
-                Err(_) => Err(PlanError::OutOfRange { key, value: pattern.clone(), range: "a path's end, or a regular expression" }),
+                Err(_) => Err(PlanError::OutOfRange {
+                    key,
+                    value: pattern.clone(),
+                    range: "a path's end, or a regular expression",
+                }),
             };
             patterns.iter().map(one).collect()
         }
@@ -307,7 +316,8 @@ fn form(config: &PeftConfig, patterns: &Patterns, path: &str) -> Result<Form, Pl
     Ok(match config.method {
         Method::Ia3 => Form::Factors,
         Method::Adapter { bottleneck, scale, .. } => Form::Bottleneck { width: bottleneck, scale },
-        Method::Lora { rank, alpha, dropout, rank_stabilised } | Method::Dora { rank, alpha, dropout, rank_stabilised } => {
+        Method::Lora { rank, alpha, dropout, rank_stabilised }
+        | Method::Dora { rank, alpha, dropout, rank_stabilised } => {
             let rank = first(&patterns.ranks, path).unwrap_or(rank);
             let alpha = first(&patterns.alphas, path).unwrap_or(alpha);
             let sizes = LowRank { rank, alpha, dropout, rank_stabilised };

@@ -236,14 +236,26 @@ fn learned_factors() -> Vec<Case> {
     let shape = [3, WIDTH];
     let (x, v, r) = (|| input(&shape, 1), || input(&[WIDTH], 2), || fixed(&shape, draws(3 * WIDTH, 3)));
     vec![
-        case(("rescale", ""), [x(), v()], 4.0, |[x, v]| kernels::rescale(x, v, None), |all| {
-            let [x, v] = values(all);
-            x.iter().zip(v.iter().cycle()).map(|(x, v)| x * v).collect()
-        }),
-        case(("add_row", ""), [x(), v()], 8.0, |[x, v]| kernels::add_row(x, v), |all| {
-            let [x, v] = values(all);
-            x.iter().zip(v.iter().cycle()).map(|(x, v)| x + v).collect()
-        }),
+        case(
+            ("rescale", ""),
+            [x(), v()],
+            4.0,
+            |[x, v]| kernels::rescale(x, v, None),
+            |all| {
+                let [x, v] = values(all);
+                x.iter().zip(v.iter().cycle()).map(|(x, v)| x * v).collect()
+            },
+        ),
+        case(
+            ("add_row", ""),
+            [x(), v()],
+            8.0,
+            |[x, v]| kernels::add_row(x, v),
+            |all| {
+                let [x, v] = values(all);
+                x.iter().zip(v.iter().cycle()).map(|(x, v)| x + v).collect()
+            },
+        ),
         case(
             ("mixed_rescale", ""),
             [x(), v(), r()],

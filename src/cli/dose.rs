@@ -216,7 +216,7 @@ fn with_policy(args: &DoseArgs, model: &LoadedModel, peft: Peft) -> Result<Peft>
                 policy,
                 arm: args.residual.first().copied().unwrap_or(Arm::H0),
                 h0_kind: model.transformer.architecture().h0_kind,
-                seed: args.seed,
+                seed: args.seed, learned: None,
             };
             Ok(peft.with_residual(&model.transformer, Some(residual))?)
         }

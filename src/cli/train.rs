@@ -12,7 +12,7 @@ use crate::data::{
 };
 use crate::hash;
 use crate::model::{LoadedModel, ModelError, Processor};
-use crate::peft::{Arm, Mixing, Peft, Policy, load_adapter};
+use crate::peft::{Arm, LearnedBy, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
@@ -101,6 +101,14 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     sibo_lambda: Option<f64>,
+    /// Lambda of every block in the place of --sibo-lambda, as many as the model has blocks [default: none].
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "sibo_lambda")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sibo_lambdas: Vec<f64>,
+    /// Learn lambda, sigmoid(theta), from --sibo-lambda on: one for each layer or for each module that it is mixed into.
+    #[arg(long, value_name = "BY", requires = "sibo_lambda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learn_lambda: Option<LearnedBy>,
     /// Which modules receive it: official (as released: the first feed-forward linear) or all (the paper's
     /// formula) [default: official].
     #[arg(long)]

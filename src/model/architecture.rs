@@ -354,6 +354,14 @@ impl Architecture {
         names.module_in_block(prefix, layer, role)
     }
 
+    /// The path of a block among transformers' modules.
+    #[must_use]
+    pub fn block_path(&self, layer: usize) -> String {
+        let role = self.roles().first().copied().unwrap_or(Role::Query);
+        let path = self.module_path(layer, role);
+        path.strip_suffix(&format!(".{}", self.names.module(role))).unwrap_or(&path).to_owned()
+    }
+
     /// Every path by which an adapter may know a block's linear; the first is [`Self::module_path`].
     #[must_use]
     pub fn adapter_paths(&self, layer: usize, role: Role) -> Vec<String> {

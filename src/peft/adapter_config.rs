@@ -1,7 +1,7 @@
 //! `adapter_config.json`: PEFT's own keys where PEFT has the method, and a section of ours for the initial residual.
 
 use super::Peft;
-use super::config::{Arm, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig};
+use super::config::{Arm, LearnedBy, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig};
 use super::files::AdapterError;
 use super::plan::is_target;
 use crate::model::{Architecture, H0Kind, Transformer};
@@ -29,6 +29,12 @@ struct SiboSection {
     h0: H0Kind,
     #[serde(default)]
     seed: u64,
+    /// Where each learned λ belongs; `lambda` is then where they began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learned: Option<LearnedBy>,
+    /// λ of every block, in the place of `lambda`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<f64>,
 }
 
 /// The keys of `adapter_config.json` that decide what is computed.
@@ -108,6 +114,8 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
                 residual: residual.arm,
                 h0: residual.h0_kind,
                 seed: residual.seed,
+                learned: residual.learned,
+                layers: config.patterns.lambdas.clone(),
             };
             object.insert("sibo".to_owned(), json!(section));
         }
@@ -202,6 +210,7 @@ impl ConfigFile {
                 arm: s.residual,
                 h0_kind: s.h0,
                 seed: s.seed,
+                learned: s.learned,
             }),
             (true, None) => return Err(fault.missing("sibo (lambda, policy, residual, h0)")),
             (false, Some(_)) => {
@@ -292,6 +301,7 @@ impl ConfigFile {
             ranks: pairs(fault, "rank_pattern", self.rank_pattern.as_ref(), rank)?,
             alphas: pairs(fault, "alpha_pattern", self.alpha_pattern.as_ref(), Value::as_f64)?,
             feed_forward,
+            lambdas: self.sibo.as_ref().map(|sibo| sibo.layers.clone()).unwrap_or_default(),
         })
     }
 

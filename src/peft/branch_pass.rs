@@ -24,6 +24,8 @@ pub struct BranchPass<'a> {
     pub(super) module: &'a Module,
     /// `None` where the residual does not enter.
     pub(super) residual: Option<&'a InitialResidual>,
+    /// λ as it is, learned or not, and what r is.
+    pub(super) dose: Option<Dose>,
     pub(super) h0: &'a Tensor,
     pub(super) input: &'a Tensor,
     pub(super) mixed: &'a Tensor,
@@ -39,7 +41,7 @@ impl BranchPass<'_> {
     /// λ and arm; `None` where the residual does not enter.
     #[must_use]
     pub fn dose(&self) -> Option<Dose> {
-        self.residual.map(InitialResidual::dose)
+        self.dose
     }
 
     /// h0 of every token of the batch, `[tokens, d]`.
@@ -65,8 +67,8 @@ impl BranchPass<'_> {
     /// # Errors
     /// A tensor operation fails.
     pub fn kept(&self) -> Result<Tensor> {
-        match self.residual {
-            Some(residual) => self.input.affine(1.0 - residual.dose().lambda, 0.0),
+        match self.dose {
+            Some(dose) => self.input.affine(1.0 - dose.lambda, 0.0),
             None => Ok(self.input.clone()),
         }
     }
@@ -76,9 +78,11 @@ impl BranchPass<'_> {
     /// # Errors
     /// A tensor operation fails.
     pub fn added(&self) -> Result<Option<Tensor>> {
-        let Some(residual) = self.residual.filter(|residual| residual.dose().lambda != 0.0) else { return Ok(None) };
+        let (Some(residual), Some(dose)) = (self.residual, self.dose.filter(|dose| dose.lambda != 0.0)) else {
+            return Ok(None);
+        };
         let source = residual.source_for(self.input)?;
-        source.map(|r| r.affine(residual.dose().lambda, 0.0)).transpose()
+        source.map(|r| r.affine(dose.lambda, 0.0)).transpose()
     }
 
     /// The branch's scaled output for an input `[tokens, input]` that needs no more mixing, `[tokens, output]`.

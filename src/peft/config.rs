@@ -27,6 +27,8 @@ pub struct Patterns {
     pub alphas: Vec<(String, f64)>,
     /// Of (IA)³: the targets whose input is rescaled, and not their output.
     pub feed_forward: Vec<String>,
+    /// λ of every block, in the place of [`ResidualConfig::lambda`]; empty: that one everywhere.
+    pub lambdas: Vec<f64>,
 }
 
 impl PeftConfig {
@@ -100,6 +102,19 @@ pub struct ResidualConfig {
     pub h0_kind: H0Kind,
     /// Seed of the arms `shuffled` and `random`.
     pub seed: u64,
+    /// Whether λ is learned, and then where each has its own: `λ = 1/(1 + exp(−θ))`, from the λ above on.
+    pub learned: Option<LearnedBy>,
+}
+
+/// Where each learned λ belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum LearnedBy {
+    /// To a block, and so to all of its modules.
+    Layer,
+    /// To a module.
+    Module,
 }
 
 /// Which modules receive the initial residual.

@@ -12,7 +12,7 @@ use crate::model::weights::{self, WeightsError};
 use crate::persist::{self, PersistError};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -115,6 +115,11 @@ pub(super) fn tensor_names(planned: &PlannedModule) -> Vec<String> {
     names_of(&planned.path, planned)
 }
 
+/// The name of a module's θ in an adapter file.
+pub(super) fn theta_name(planned: &PlannedModule) -> Option<String> {
+    planned.theta.as_ref().map(|theta| format!("{PREFIX}{theta}"))
+}
+
 fn names_of(path: &str, planned: &PlannedModule) -> Vec<String> {
     planned.form.tensor_names().iter().map(|name| format!("{PREFIX}{path}.{name}")).collect()
 }
@@ -135,6 +140,9 @@ pub fn save_adapter(
         let shapes = module.planned.tensors().into_iter().map(|(_, shape)| shape);
         for ((name, tensor), shape) in tensor_names(&module.planned).into_iter().zip(&module.tensors).zip(shapes) {
             tensors.insert(name, tensor.detach().reshape(shape)?);
+        }
+        if let (Some(name), Some(theta)) = (theta_name(&module.planned), &module.theta) {
+            tensors.insert(name, theta.detach());
         }
     }
     tensors.extend(head.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
@@ -189,6 +197,17 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
         }
         found.insert(planned.path.clone(), own);
     }
+    // Blocks share a θ among their modules.
+    let mut thetas = BTreeMap::new();
+    for name in plan.modules.iter().filter_map(theta_name).collect::<BTreeSet<_>>() {
+        match tensors.remove(&name) {
+            Some(theta) => {
+                let theta = fitted(&weights_file, &base, &name, theta, &[1], model)?;
+                thetas.insert(name, theta);
+            }
+            None => missing.push(name),
+        }
+    }
     // A head for classes that was trained beside the modules: hidden states do not need it.
     let saved = read.modules_to_save.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     tensors.retain(|name, _| {
@@ -204,7 +223,9 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             base,
         });
     }
-    Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())
+    let mut peft = Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())?;
+    peft.set_thetas(&thetas);
+    Ok(peft)
 }
 
 fn fitted(

@@ -20,6 +20,8 @@ pub(crate) struct InitialResidual {
     source: Tensor,
     /// By block, where each has its own dose; else empty.
     blocks: Vec<InitialResidual>,
+    /// Whether it is such a block's.
+    dosed: bool,
 }
 
 impl InitialResidual {
@@ -39,7 +41,7 @@ impl InitialResidual {
 
     /// A residual whose r is given.
     pub(crate) fn from_source(config: &ResidualConfig, source: Tensor) -> Self {
-        Self { lambda: config.lambda, arm: config.arm, source, blocks: Vec::new() }
+        Self { lambda: config.lambda, arm: config.arm, source, blocks: Vec::new(), dosed: false }
     }
 
     /// The same with a dose of its own for every block.
@@ -63,7 +65,7 @@ impl InitialResidual {
                     made
                 }
             };
-            whole.blocks.push(Self { lambda: dose.lambda, ..residual });
+            whole.blocks.push(Self { lambda: dose.lambda, dosed: true, ..residual });
         }
         Ok(whole)
     }
@@ -71,6 +73,11 @@ impl InitialResidual {
     /// What the modules of a block (from 0) read.
     pub(crate) fn in_block(&self, layer: usize) -> &Self {
         self.blocks.get(layer).unwrap_or(self)
+    }
+
+    /// Whether each block has a stated dose, which stands in for a learned λ.
+    pub(crate) fn is_dosed(&self) -> bool {
+        self.dosed
     }
 
     /// λ and what r is.

@@ -10,7 +10,7 @@ mod module;
 mod plan;
 
 pub use branch_pass::{BranchObserver, BranchPass};
-pub use config::{Arm, LowRank, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+pub use config::{Arm, LearnedBy, LowRank, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 pub use dose::Dose;
 pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};
@@ -33,7 +33,8 @@ pub struct Peft {
     plan: Plan,
     /// By block, then by role.
     modules: Vec<[Option<Module>; Role::ALL.len()]>,
-    /// By block, λ and arm that stand in for the configured ones; never written to a file.
+    /// By block, λ and arm that stand in for [`ResidualConfig`]'s: the configured ones, or those of [`Self::with_doses`],
+    /// which are never written to a file.
     doses: Option<Vec<Dose>>,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
@@ -48,7 +49,35 @@ impl Peft {
     pub fn initial(model: &Transformer, config: PeftConfig, seed: u64) -> Result<Self, AdapterError> {
         let plan = Plan::new(model.architecture(), &config)?;
         let (dropout, place) = (config.method.dropout(), (model.precision().trained(), model.device()));
-        Self::build(model, config, plan, |planned, linear| Module::initial(planned, dropout, seed, place, linear))
+        let lambda = config.residual.map_or(0.5, |residual| residual.lambda);
+        let theta = Tensor::new(&[(lambda / (1.0 - lambda)).ln()], model.device())?.to_dtype(place.0)?;
+        let mut peft =
+            Self::build(model, config, plan, |planned, linear| Module::initial(planned, dropout, seed, place, linear))?;
+        for module in peft.modules.iter_mut().flatten().flatten().filter(|module| module.planned.theta.is_some()) {
+            module.theta = Some(theta.clone());
+        }
+        Ok(peft)
+    }
+
+    /// Gives every module whose λ is learned its θ, by their names in an adapter file.
+    fn set_thetas(&mut self, thetas: &BTreeMap<String, Tensor>) {
+        for module in self.modules.iter_mut().flatten().flatten() {
+            module.theta = files::theta_name(&module.planned).and_then(|name| thetas.get(&name).cloned());
+        }
+    }
+
+    /// The learned λ as they are, by the path of the block or module that each belongs to.
+    ///
+    /// # Errors
+    /// A tensor cannot be read.
+    pub fn learned_lambdas(&self) -> Result<BTreeMap<String, f64>, AdapterError> {
+        let learned = self.iter().filter_map(|module| Some((module.planned.theta.as_ref()?, module.theta.as_ref()?)));
+        learned
+            .map(|(name, theta)| {
+                let place = name.rsplit_once('.').map_or(name.as_str(), |(place, _)| place);
+                Ok((place.to_owned(), module::sigmoid(theta)?))
+            })
+            .collect()
     }
 
     /// Modules whose tensors come from `tensors(planned)`, in the order and the shapes of [`PlannedModule::tensors`].
@@ -86,11 +115,13 @@ impl Peft {
                 own.iter_mut().flatten().for_each(|module| module.planned.layer = layer);
             }
         }
+        let dose = |&lambda: &f64| Some(Dose { lambda, arm: config.residual?.arm });
+        let doses: Option<Vec<Dose>> = config.patterns.lambdas.iter().map(dose).collect();
         Ok(Self {
-            config,
             plan,
             modules,
-            doses: None,
+            doses: doses.filter(|doses| !doses.is_empty()),
+            config,
             #[cfg(test)]
             stated_source: None,
         })
@@ -116,7 +147,10 @@ impl Peft {
         let config = PeftConfig { residual, ..self.config.clone() };
         let tensors: BTreeMap<&str, Vec<Tensor>> =
             self.iter().map(|m| (m.planned.path.as_str(), m.tensors.clone())).collect();
-        Self::from_tensors(model, config, |planned| tensors.get(planned.path.as_str()).cloned())
+        let mut peft = Self::from_tensors(model, config, |planned| tensors.get(planned.path.as_str()).cloned())?;
+        let thetas = self.iter().filter_map(|m| Some((files::theta_name(&m.planned)?, m.theta.clone()?))).collect();
+        peft.set_thetas(&thetas);
+        Ok(peft)
     }
 
     /// The trainable tensors by the names that they have in an adapter file.
@@ -126,8 +160,8 @@ impl Peft {
     pub fn variables(&mut self) -> Result<BTreeMap<String, Var>, AdapterError> {
         let mut variables = BTreeMap::new();
         for module in self.modules.iter_mut().flatten().flatten() {
-            let names = files::tensor_names(&module.planned);
-            for (name, tensor) in names.into_iter().zip(&mut module.tensors) {
+            let names = files::tensor_names(&module.planned).into_iter().zip(&mut module.tensors);
+            for (name, tensor) in names.chain(files::theta_name(&module.planned).zip(module.theta.as_mut())) {
                 let variable = match variables.entry(name) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => new.insert(Var::from_tensor(tensor)?),
@@ -140,7 +174,9 @@ impl Peft {
 
     /// The names of the tensors in an adapter file.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
-        self.iter().flat_map(|module| files::tensor_names(&module.planned))
+        self.iter().flat_map(|module| {
+            files::tensor_names(&module.planned).into_iter().chain(files::theta_name(&module.planned))
+        })
     }
 
     /// The same modules with tensors that record no gradient.
@@ -148,7 +184,7 @@ impl Peft {
     pub fn frozen(&self) -> Self {
         let mut frozen = self.clone();
         for module in frozen.modules.iter_mut().flatten().flatten() {
-            module.tensors.iter_mut().for_each(|tensor| *tensor = tensor.detach());
+            module.tensors.iter_mut().chain(&mut module.theta).for_each(|tensor| *tensor = tensor.detach());
         }
         frozen
     }

@@ -1,7 +1,8 @@
 //! The trainable branches themselves: LoRA, DoRA, (IA)³ and bottleneck adapters.
 
 use super::plan::{Form, Mixing, PlannedModule, Position};
-use super::{BranchPass, PassState};
+use super::initial_residual::InitialResidual;
+use super::{BranchPass, Dose, PassState};
 use crate::kernels;
 use crate::model::Linear;
 use crate::random::stream;
@@ -15,6 +16,8 @@ pub(crate) struct Module {
     pub(crate) planned: PlannedModule,
     /// As [`PlannedModule::tensors`] lists them, factors as vectors.
     pub(crate) tensors: Vec<Tensor>,
+    /// Where λ is learned, the θ whose sigmoid it is, `[1]`.
+    pub(crate) theta: Option<Tensor>,
     dropout: f64,
     /// Of DoRA: the squared length of every row of the frozen weight, `[output]`.
     squares: Option<Tensor>,
@@ -30,7 +33,7 @@ impl Module {
             Form::Decomposed { .. } => Some(linear.row_squares(tensors.first().map_or(DType::F32, Tensor::dtype))?),
             _ => None,
         };
-        Ok(Self { planned, tensors, dropout, squares })
+        Ok(Self { planned, tensors, theta: None, dropout, squares })
     }
 
     /// Seeded start values: LoRA's A Kaiming-uniform(√5) and B zero, DoRA's lengths those of the weight, (IA)³'s factors one,
@@ -86,30 +89,55 @@ impl Module {
     fn inner(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
         let residual = self.residual(state);
         let dropout = state.dropout.filter(|_| self.dropout > 0.0);
-        let mix = || residual.map_or_else(|| Ok(x.clone()), |residual| residual.mix(x));
-        self.show(x, state, &mix)?;
+        self.show(x, state)?;
         let down = self.tensor(0)?;
-        let inner = if let Some(key) = dropout {
-            kernels::linear(&kernels::dropout(&mix()?, self.dropout, key.mask(&self.planned.path))?, down, None)?
-        } else {
-            match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
+        let inner = match (dropout, self.theta_of(residual)) {
+            (None, None) => match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
                 Some(residual) => kernels::mixed_linear(x, down, &residual)?,
                 None => kernels::linear(x, down, None)?,
+            },
+            (None, Some(_)) => kernels::linear(&self.mixed(x, residual)?, down, None)?,
+            (Some(key), _) => {
+                let mixed = self.mixed(x, residual)?;
+                kernels::linear(&kernels::dropout(&mixed, self.dropout, key.mask(&self.planned.path))?, down, None)?
             }
         };
         self.activated(inner)
     }
 
     /// The initial residual of a pass, where it enters this branch.
-    fn residual<'s>(&self, state: &'s PassState<'_>) -> Option<&'s super::InitialResidual> {
+    fn residual<'s>(&self, state: &'s PassState<'_>) -> Option<&'s InitialResidual> {
         let residual = state.residual.as_ref().filter(|_| self.planned.residual == Mixing::Mixed);
         residual.map(|residual| residual.in_block(self.planned.layer))
     }
 
+    /// θ, where λ is learned and no dose stands in for it.
+    fn theta_of(&self, residual: Option<&InitialResidual>) -> Option<&Tensor> {
+        self.theta.as_ref().filter(|_| residual.is_some_and(|residual| !residual.is_dosed()))
+    }
+
+    /// λ and what r is, as they are in a pass with this residual.
+    pub(super) fn dose(&self, residual: &InitialResidual) -> Result<Dose> {
+        let dose = residual.dose();
+        let Some(theta) = self.theta_of(Some(residual)) else { return Ok(dose) };
+        Ok(Dose { lambda: sigmoid(theta)?, ..dose })
+    }
+
+    /// What the branch reads of its input `x`: x~.
+    fn mixed(&self, x: &Tensor, residual: Option<&InitialResidual>) -> Result<Tensor> {
+        match (residual, self.theta_of(residual)) {
+            (None, _) => Ok(x.clone()),
+            (Some(residual), None) => residual.mix(x),
+            (Some(residual), Some(theta)) => kernels::learned_mix(x, theta, residual.source_for(x)?.as_ref()),
+        }
+    }
+
     /// Shows what the branch reads to whoever watches.
-    fn show(&self, x: &Tensor, state: &PassState<'_>, mix: &dyn Fn() -> Result<Tensor>) -> Result<()> {
+    fn show(&self, x: &Tensor, state: &PassState<'_>) -> Result<()> {
         let Some((observer, h0)) = &state.observed else { return Ok(()) };
-        observer.observe(&BranchPass { module: self, residual: self.residual(state), h0, input: x, mixed: &mix()? })
+        let residual = self.residual(state);
+        let dose = residual.map(|residual| self.dose(residual)).transpose()?;
+        observer.observe(&BranchPass { module: self, residual, dose, h0, input: x, mixed: &self.mixed(x, residual)? })
     }
 
     /// What stands between the two matrices.
@@ -143,7 +171,7 @@ impl Module {
             (Form::Factors, Position::Before) => linear.base(&self.rescaled(x, state)?),
             (Form::Factors, _) => {
                 let y = linear.base(x)?;
-                self.show(&y, state, &|| Ok(y.clone()))?;
+                self.show(&y, state)?;
                 kernels::rescale(&y, self.factors()?, None)
             }
             (Form::Decomposed { .. }, _) => {
@@ -163,7 +191,13 @@ impl Module {
     /// What a linear reads of `x` behind (IA)³'s factors.
     fn rescaled(&self, x: &Tensor, state: &PassState<'_>) -> Result<Tensor> {
         let residual = self.residual(state);
-        self.show(x, state, &|| residual.map_or_else(|| Ok(x.clone()), |residual| residual.mix(x)))?;
+        self.show(x, state)?;
+        if self.theta_of(residual).is_some() {
+            // x + ℓ·x~ − x~.
+            let mixed = self.mixed(x, residual)?;
+            let added = kernels::rescale(&mixed, self.factors()?, None)?;
+            return kernels::scaled_add(x, &kernels::scaled_add(&added, &mixed, -1.0)?, 1.0);
+        }
         match residual.map(|residual| residual.for_input(x)).transpose()?.flatten() {
             Some(residual) => kernels::mixed_rescale(x, self.factors()?, &residual),
             None => kernels::rescale(x, self.factors()?, None),
@@ -185,4 +219,10 @@ impl Module {
         // A row of zeros has no direction: nothing to divide by.
         all.clamp(f64::from(f32::MIN_POSITIVE), f64::MAX)?.sqrt()?.to_dtype(squares.dtype())
     }
+}
+
+/// `1 / (1 + exp(−θ))` of a tensor of one number.
+pub(super) fn sigmoid(theta: &Tensor) -> Result<f64> {
+    let theta = theta.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(1.0 / (1.0 + (-theta.first().copied().unwrap_or_default()).exp()))
 }

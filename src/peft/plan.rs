@@ -1,8 +1,9 @@
 //! Which linears get a module, and where the initial residual goes and why not elsewhere.
 
-use super::config::{Arm, LowRank, Method, Patterns as Details, PeftConfig, Placement, Policy};
+use super::config::{Arm, LearnedBy, LowRank, Method, Patterns as Details, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
 use regex::Regex;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// One linear that gets a module.
@@ -24,7 +25,9 @@ pub struct PlannedModule {
     pub input: usize,
     /// Width that the branch writes.
     pub output: usize,
-    /// Trainable numbers.
+    /// The name of the θ whose sigmoid is λ, where λ is learned.
+    pub theta: Option<String>,
+    /// Trainable numbers, θ not counted.
     pub trainable: u64,
     /// Whether the residual is mixed into the branch's input, or why not.
     pub residual: Mixing,
@@ -97,6 +100,9 @@ impl PlannedModule {
         self.form.tensor_names().iter().copied().zip(shapes).collect()
     }
 }
+
+/// The last part of the name of a learned λ.
+const THETA: &str = "sibo_lambda";
 
 /// Where a branch stands relative to its linear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +210,10 @@ impl Plan {
         if random && architecture.patches.is_some() {
             return Err(PlanError::NoRows);
         }
+        let lambdas = config.patterns.lambdas.len();
+        if lambdas != 0 && lambdas != architecture.layers {
+            return Err(PlanError::DoseCount { found: lambdas, blocks: architecture.layers });
+        }
         let roles = architecture.roles();
         let names = || roles.iter().map(|&role| architecture.names.target(role)).collect::<Vec<_>>().join(", ");
         if config.targets.is_empty() {
@@ -237,7 +247,8 @@ impl Plan {
     /// Trainable numbers of the whole plan.
     #[must_use]
     pub fn trainable(&self) -> u64 {
-        self.modules.iter().map(|m| m.trainable).sum()
+        let thetas: BTreeSet<&String> = self.modules.iter().filter_map(|m| m.theta.as_ref()).collect();
+        self.modules.iter().map(|m| m.trainable).sum::<u64>() + thetas.len() as u64
     }
 
     /// How many modules receive the residual.
@@ -278,8 +289,13 @@ fn planned(
     };
     let residual = mixing(architecture, config, role, position);
     let other_paths = architecture.adapter_paths(layer, role);
+    let learned = config.residual.and_then(|r| r.learned).filter(|_| residual == Mixing::Mixed);
+    let theta = learned.map(|by| match by {
+        LearnedBy::Module => format!("{path}.{THETA}"),
+        LearnedBy::Layer => format!("{}.{THETA}", architecture.block_path(layer)),
+    });
     let mut module =
-        PlannedModule { layer, role, path, other_paths, position, form, input, output, trainable: 0, residual };
+        PlannedModule { layer, role, path, other_paths, position, form, input, output, theta, trainable: 0, residual };
     module.trainable = module.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
     Ok(module)
 }
@@ -390,12 +406,15 @@ fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
             return out_of_range("scale", scale.to_string(), "a number above 0");
         }
     }
-    match config.residual {
-        Some(residual) if !(0.0..=1.0).contains(&residual.lambda) => {
-            out_of_range("sibo-lambda", residual.lambda.to_string(), "in [0, 1]")
-        }
-        _ => Ok(()),
+    let Some(residual) = config.residual else { return Ok(()) };
+    let all = config.patterns.lambdas.iter().chain([&residual.lambda]);
+    if let Some(lambda) = all.into_iter().find(|lambda| !(0.0..=1.0).contains(*lambda)) {
+        return out_of_range("sibo-lambda", lambda.to_string(), "in [0, 1]");
     }
+    if residual.learned.is_some() && !(residual.lambda > 0.0 && residual.lambda < 1.0) {
+        return out_of_range("sibo-lambda", residual.lambda.to_string(), "above 0 and below 1, where a learned one begins");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -413,7 +432,7 @@ mod tests {
     }
 
     fn config(method: Method, policy: Policy) -> PeftConfig {
-        let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 };
+        let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 , learned: None};
         PeftConfig::new(method, method.default_targets(&llama_7b()), Some(residual))
     }
 

@@ -3,7 +3,7 @@
 use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
 use crate::model::{Architecture, Precision, Role};
-use crate::peft::{Arm, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+use crate::peft::{Arm, LearnedBy, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -44,6 +44,10 @@ pub struct TrainConfig {
     pub adapter_scale: f64,
     /// λ of the initial residual; 0 is vanilla.
     pub sibo_lambda: f64,
+    /// λ of every block, in the place of `sibo_lambda`; empty: that one everywhere.
+    pub sibo_lambdas: Vec<f64>,
+    /// Whether λ is learned from `sibo_lambda` on, one for each block or module.
+    pub learn_lambda: Option<LearnedBy>,
     /// Which modules receive it.
     pub sibo_policy: Policy,
     /// What the λ term reads.
@@ -133,6 +137,8 @@ impl Default for TrainConfig {
             bottleneck: 256,
             adapter_scale: 1.0,
             sibo_lambda: 0.0,
+            sibo_lambdas: Vec::new(),
+            learn_lambda: None,
             sibo_policy: Policy::Official,
             residual: Arm::H0,
             init_adapter: None,
@@ -260,6 +266,7 @@ impl TrainConfig {
             ranks: pairs(&self.rank_pattern).unwrap_or_default(),
             alphas: pairs(&self.alpha_pattern).unwrap_or_default(),
             feed_forward,
+            lambdas: self.sibo_lambdas.clone(),
         };
         Some(PeftConfig { method, targets, residual: self.residual_config(architecture), patterns })
     }
@@ -271,13 +278,15 @@ impl TrainConfig {
     /// The initial residual; `None` where λ is 0.
     #[must_use]
     pub fn residual_config(&self, architecture: &Architecture) -> Option<ResidualConfig> {
+        let lambda = self.sibo_lambdas.iter().copied().fold(self.sibo_lambda, f64::max);
         // λ = NaN is kept so that the plan refuses it.
-        (self.sibo_lambda != 0.0).then_some(ResidualConfig {
-            lambda: self.sibo_lambda,
+        (lambda != 0.0).then_some(ResidualConfig {
+            lambda,
             policy: self.sibo_policy,
             arm: self.residual,
             h0_kind: architecture.h0_kind,
             seed: self.seed,
+            learned: self.learn_lambda,
         })
     }
 
@@ -334,8 +343,16 @@ impl TrainConfig {
             let range = "left out with the method full, which freezes no weight";
             return fail("base-dtype", format!("{:?}", self.base_dtype).to_lowercase(), range);
         }
-        if !(0.0..=1.0).contains(&self.sibo_lambda) {
-            return fail("sibo-lambda", self.sibo_lambda.to_string(), "in [0, 1]");
+        if let Some(lambda) = self.sibo_lambdas.iter().chain([&self.sibo_lambda]).find(|l| !(0.0..=1.0).contains(*l)) {
+            return fail("sibo-lambda", lambda.to_string(), "in [0, 1]");
+        }
+        if !self.sibo_lambdas.is_empty() && (self.sibo_lambda != 0.0 || self.learn_lambda.is_some()) {
+            let range = "left out beside sibo-lambdas, which says it for every block";
+            return fail(if self.sibo_lambda != 0.0 { "sibo-lambda" } else { "learn-lambda" }, "set".to_owned(), range);
+        }
+        if self.learn_lambda.is_some() && !(self.sibo_lambda > 0.0 && self.sibo_lambda < 1.0) {
+            let range = "above 0 and below 1: with learn-lambda it is where λ begins";
+            return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
         }
         for (key, value) in [("batch-size", self.batch_size), ("accumulate", self.accumulate)] {
             if value == 0 {
@@ -362,7 +379,7 @@ impl TrainConfig {
         if self.steps == Some(0) || (self.steps.is_none() && self.epochs == 0) {
             return fail("steps", "0".to_owned(), "at least 1");
         }
-        if self.method == MethodName::Full && self.sibo_lambda > 0.0 {
+        if self.method == MethodName::Full && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty()) {
             let range = "0 for full fine-tuning, which has no module that could read the initial residual";
             return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
         }

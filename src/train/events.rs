@@ -25,6 +25,9 @@ pub struct StepEvent {
     pub grad_norm: f64,
     /// Passes over the data so far.
     pub epoch: f64,
+    /// The learned λ after the step, by the path of the block or module that each belongs to; only where λ is learned.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lambda: BTreeMap<String, f64>,
     /// Mean validation loss after the step, where it was validated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
@@ -102,6 +105,7 @@ mod tests {
             tokens: 10,
             seconds: 0.1,
             grad_norm: 0.5,
+            lambda: BTreeMap::new(),
             epoch: 0.1,
             val_loss: None,
             val_accuracy: None,

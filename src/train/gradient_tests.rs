@@ -40,7 +40,7 @@ pub(super) fn configs() -> Vec<Option<PeftConfig>> {
     let mut residuals = vec![None];
     for policy in [Policy::Official, Policy::All] {
         residuals
-            .extend(arms.map(|arm| Some(ResidualConfig { lambda: 0.3, policy, arm, h0_kind: H0Kind::Token, seed: 5 })));
+            .extend(arms.map(|arm| Some(ResidualConfig { lambda: 0.3, policy, arm, h0_kind: H0Kind::Token, seed: 5 , learned: None})));
     }
     let pairs = methods.iter().flat_map(|method| residuals.iter().map(move |residual| (*method, *residual)));
     let peft = pairs.map(|(method, residual)| Some(PeftConfig::new(method, targets.clone(), residual)));

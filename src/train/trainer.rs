@@ -269,6 +269,7 @@ impl<'a> Trainer<'a> {
             seconds: started.elapsed().as_secs_f64(),
             grad_norm: report.gradient_norm,
             epoch,
+            lambda: self.subject.peft().map(Peft::learned_lambdas).transpose()?.unwrap_or_default(),
             val_loss: None,
             val_accuracy: None,
             similarity: None,

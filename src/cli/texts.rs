@@ -27,7 +27,7 @@ pub(super) fn file_texts<'m>(
         Some(template) => Content::Record(Template::parse(template)?),
         None => Content::Field(field.map(str::to_owned)),
     };
-    let (inputs, chat) = match &model.processor {
+    let (inputs, chat) = match &*model.processor {
         Processor::Texts(tokenizer) => {
             ensure!(!path.is_dir(), "{}: is a folder, and a {family} model reads a file of texts", path.display());
             (
@@ -78,7 +78,7 @@ pub(super) type TokenNames<'m> = Box<dyn FnMut(&EncodedText) -> Vec<String> + 'm
 
 /// What the tokens of a model's texts or images are called.
 pub(super) fn token_names(model: &LoadedModel) -> TokenNames<'_> {
-    match &model.processor {
+    match &*model.processor {
         Processor::Texts(tokenizer) => {
             let mut decoder = TokenTexts::new(tokenizer);
             Box::new(move |text| text.ids.iter().map(|&id| decoder.text(id)).collect())

@@ -12,7 +12,7 @@ use crate::data::{
 };
 use crate::hash;
 use crate::model::{LoadedModel, ModelError, Processor};
-use crate::peft::{Arm, LearnedBy, Mixing, Peft, Policy, load_adapter};
+use crate::peft::{Arm, Biases, LearnedBy, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
@@ -85,6 +85,15 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     feed_forward: Vec<String>,
+    /// Biases that are trained beside lora and dora: none, all, targets (those of the targets; PEFT's lora_only) [default:
+    /// none].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bias: Option<Biases>,
+    /// Modules of the model that are trained whole and saved with the adapter, such as lm_head [default: none].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<String>,
     /// Dropout on LoRA's input, after the mix [default: 0.05].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -456,7 +465,7 @@ fn prepare_data(
 /// them.
 fn labelled(config: &TrainConfig, model: &mut LoadedModel, place: &Device) -> Result<Option<Labelled>> {
     let architecture = model.transformer.architecture();
-    let labelled = match (&model.processor, &config.label_field) {
+    let labelled = match (&*model.processor, &config.label_field) {
         (Processor::Texts(_), None) => return Ok(None),
         (Processor::Texts(tokenizer), Some(label)) => {
             let cutoff = config.cutoff.min(architecture.max_positions);

@@ -108,7 +108,7 @@ fn lora_with_the_initial_residual_has_torchs_gradients() {
                 h0_kind: H0Kind::Input,
                 seed: 0, learned: None,
             }),
-            patterns: Default::default(),
+            details: Default::default(),
         };
         let mut peft = Peft::initial(&model, config, 0).unwrap();
         let mixed = |role: Role| matches!(role, Role::Query | Role::Value | Role::Up);

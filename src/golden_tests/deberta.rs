@@ -97,7 +97,7 @@ fn branches_are_watched_over_tokens_alone() {
         method: Method::Lora { rank: 2, alpha: 4.0, dropout: 0.0, rank_stabilised: false },
         targets: vec!["query_proj".to_owned(), "key_proj".to_owned()],
         residual: Some(residual),
-        patterns: Default::default(),
+        details: Default::default(),
     };
     let peft = Peft::initial(&model, config, 0).unwrap();
     let seen = Seen::default();

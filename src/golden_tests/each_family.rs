@@ -164,7 +164,7 @@ fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Op
             h0_kind: model.architecture().h0_kind,
             seed: 0, learned: None,
         }),
-        patterns: Default::default(),
+        details: Default::default(),
     };
     assert_eq!(model.architecture().h0_kind.to_string(), lora["h0"].as_str().unwrap(), "{name}");
     let mut peft = Peft::initial(&model, config, 0).unwrap();

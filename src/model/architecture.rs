@@ -232,6 +232,19 @@ impl Architecture {
         named.map(|(name, width)| (names.in_block(layer, name), width)).collect()
     }
 
+    /// The paths of all norms in the files.
+    #[must_use]
+    pub fn norm_paths(&self) -> Vec<String> {
+        let names = &self.names;
+        let mut all: Vec<String> =
+            (0..self.layers).flat_map(|layer| self.block_norms(layer)).map(|(path, _)| path).collect();
+        all.extend(self.embedding_norm.then(|| names.path(names.embedding_norm)));
+        all.extend(self.has_final_norm().then(|| names.path(names.final_norm)));
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The paths of the linears that project a table of distances for keys and for queries to meet, where a block has
     /// such besides its own.
     #[must_use]
@@ -347,11 +360,31 @@ impl Architecture {
     /// families whose modules were renamed and for models that were saved without their head.
     #[must_use]
     pub fn module_path(&self, layer: usize, role: Role) -> String {
-        let names = &self.names;
-        // transformers puts a model that has a head behind this prefix, whatever the file says.
+        self.names.module_in_block(self.module_prefix(), layer, role)
+    }
+
+    /// The name of a tensor by the path of transformers' module that holds it, from its name in the files.
+    #[must_use]
+    pub fn module_name(&self, tensor: &str) -> String {
+        for layer in 0..self.layers {
+            let block = self.names.in_block(layer, "");
+            let Some(inside) = tensor.strip_prefix(&block) else { continue };
+            let of = |role: &Role| inside.strip_prefix(self.names.linear(*role)).filter(|rest| rest.starts_with('.'));
+            return match self.roles().iter().find_map(|role| Some((*role, of(role)?))) {
+                Some((role, rest)) => format!("{}{rest}", self.module_path(layer, role)),
+                None => format!("{}.{inside}", self.block_path(layer)),
+            };
+        }
+        match tensor.strip_prefix(self.names.prefix) {
+            Some(rest) if !self.head_tensors().contains_key(tensor) => format!("{}{rest}", self.module_prefix()),
+            _ => tensor.to_owned(),
+        }
+    }
+
+    /// What transformers puts in front of the modules' names: a prefix that a model with a head has, whatever the file says.
+    fn module_prefix(&self) -> &'static str {
         let with_head = self.causal || self.head != Head::Absent || self.classes.is_some();
-        let prefix = names.prefixes.first().filter(|_| with_head).unwrap_or(&names.prefix);
-        names.module_in_block(prefix, layer, role)
+        self.names.prefixes.first().filter(|_| with_head).copied().unwrap_or(self.names.prefix)
     }
 
     /// The path of a block among transformers' modules.

@@ -73,7 +73,7 @@ fn bucket(distance: i64, buckets: usize, max_distance: usize) -> i64 {
 }
 
 /// The table with its norm.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct DistanceTable {
     pub(super) form: Disentangled,
     /// `[rows, d]`.
@@ -94,7 +94,7 @@ impl DistanceTable {
 }
 
 /// The rows of the table that a batch meets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Distances<'a> {
     table: &'a DistanceTable,
     rows: Arc<[u32]>,
@@ -115,7 +115,7 @@ impl Distances<'_> {
 }
 
 /// What a block's queries and keys meet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Projected {
     pub(super) shape: DisentangledShape,
     /// Met by keys, then by queries, `[rows, heads · head_dim]`.

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
 /// What makes layer 0.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Embedder {
     /// Of a text's tokens.
     Tokens(Embeddings),
@@ -35,7 +35,7 @@ impl Embedder {
 }
 
 /// The tables that stand in front of the first block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Embeddings {
     /// `[vocabulary, d]`.
     pub(super) tokens: Tensor,
@@ -49,7 +49,7 @@ pub(super) struct Embeddings {
 }
 
 /// `[d, embedding width]`, and a bias of d.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Projection {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,

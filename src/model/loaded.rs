@@ -10,12 +10,13 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The name of the model that is compiled in.
 pub const EMBEDDED: &str = "embedded";
 
 /// A model with what makes its tokens.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LoadedModel {
     /// What the user called it.
     pub name: String,
@@ -27,7 +28,7 @@ pub struct LoadedModel {
     /// The transformer.
     pub transformer: Transformer,
     /// What makes its tokens.
-    pub processor: Processor,
+    pub processor: Arc<Processor>,
 }
 
 /// Why a model cannot be loaded.
@@ -70,6 +71,7 @@ impl LoadedModel {
             None => Processor::Texts(Box::new(TextTokenizer::from_folder(folder)?)),
             Some(grid) => Processor::Images(Box::new(ImageProcessor::from_folder(folder, grid)?)),
         };
+        let processor = Arc::new(processor);
         let companions = read_companions(folder)?;
         Ok(Self { name: name.to_owned(), files: weights.files().to_vec(), companions, transformer, processor })
     }
@@ -94,7 +96,7 @@ impl LoadedModel {
             ("config.json".to_owned(), format!("{config:#}\n").into_bytes()),
             ("tokenizer.json".to_owned(), tokenizer.to_json()?.into_bytes()),
         ]);
-        let processor = Processor::Texts(Box::new(tokenizer));
+        let processor = Arc::new(Processor::Texts(Box::new(tokenizer)));
         Ok(Self { name: name.to_owned(), files: vec![path.to_path_buf()], companions, transformer, processor })
     }
 
@@ -111,7 +113,7 @@ impl LoadedModel {
             ("config.json".to_owned(), EMBEDDED_CONFIG.to_vec()),
             ("tokenizer.json".to_owned(), EMBEDDED_TOKENIZER.to_vec()),
         ]);
-        let processor = Processor::Texts(Box::new(tokenizer));
+        let processor = Arc::new(Processor::Texts(Box::new(tokenizer)));
         Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, processor })
     }
 
@@ -120,7 +122,7 @@ impl LoadedModel {
     /// # Errors
     /// It reads images.
     pub fn tokenizer(&self) -> Result<&TextTokenizer, ModelError> {
-        match &self.processor {
+        match &*self.processor {
             Processor::Texts(tokenizer) => Ok(tokenizer.as_ref()),
             Processor::Images(_) => Err(ModelError::ReadsImages { family: self.transformer.architecture().family }),
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// What stands in front of the first block of a model that reads images: a convolution whose patches do not overlap,
 /// which is a linear map of each patch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PatchEmbedding {
     /// `[d, features]`.
     pub(super) weight: Tensor,

@@ -133,7 +133,7 @@ impl<'a> Pass<'a> {
 }
 
 /// What makes logits, beside the embedding table where that is the head.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct HeadTensors {
     pub(super) weight: Option<Tensor>,
     pub(super) bias: Option<Tensor>,
@@ -145,7 +145,7 @@ pub(super) struct HeadTensors {
 }
 
 /// A pretrained decoder or encoder: embeddings, blocks, and where the family has them a final norm and a head.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Transformer {
     pub(super) architecture: Architecture,
     pub(super) embedder: Embedder,
@@ -248,9 +248,33 @@ impl Transformer {
     /// # Errors
     /// A tensor cannot be copied.
     pub fn make_trainable(&mut self) -> Result<BTreeMap<String, Var>, ModelError> {
+        let all = self.tensors_mut().into_iter().map(|(name, _)| name).collect();
+        self.make_some_trainable(&all)
+    }
+
+    /// Makes the last linear of a head for classes trainable, and what else of the head began at random; the variables by
+    /// Hugging Face's names.
+    ///
+    /// # Errors
+    /// A tensor cannot be copied.
+    pub fn make_classes_trainable(&mut self) -> Result<BTreeMap<String, Var>, ModelError> {
+        if self.architecture.classes.is_none() {
+            return Ok(BTreeMap::new());
+        }
+        let names = &self.architecture.names;
+        let mut wanted = self.head.fresh.clone();
+        wanted.extend([format!("{}.weight", names.head), names.head_bias.to_owned()]);
+        self.make_some_trainable(&wanted)
+    }
+
+    /// Makes the weights of these names trainable, as [`Self::make_trainable`] does all.
+    ///
+    /// # Errors
+    /// A tensor cannot be copied.
+    pub fn make_some_trainable(&mut self, wanted: &BTreeSet<String>) -> Result<BTreeMap<String, Var>, ModelError> {
         let mut variables = BTreeMap::new();
         let trained = self.precision.trained();
-        for (name, tensor) in self.tensors_mut() {
+        for (name, tensor) in self.tensors_mut().into_iter().filter(|(name, _)| wanted.contains(name)) {
             // Blocks may share their weights.
             let variable = match variables.entry(name) {
                 Entry::Occupied(known) => known.into_mut(),
@@ -261,27 +285,16 @@ impl Transformer {
         Ok(variables)
     }
 
-    /// Makes the last linear of a head for classes trainable, and what else of the head began at random; the variables by
-    /// Hugging Face's names.
-    ///
-    /// # Errors
-    /// A tensor cannot be copied.
-    pub fn make_classes_trainable(&mut self) -> Result<BTreeMap<String, Var>, ModelError> {
-        let mut variables = BTreeMap::new();
-        if self.architecture.classes.is_none() {
-            return Ok(variables);
-        }
-        let (trained, names, fresh) =
-            (self.precision.trained(), self.architecture.names.clone(), self.head.fresh.clone());
-        let last = [format!("{}.weight", names.head), names.head_bias.to_owned()];
-        for (name, tensor) in self.tensors_mut() {
-            if last.contains(&name) || fresh.contains(&name) {
-                let variable = Var::from_tensor(&tensor.to_dtype(trained)?)?;
-                *tensor = variable.as_tensor().clone();
-                variables.insert(name, variable);
+    /// The same model with other weights in the place of those of the same names.
+    #[must_use]
+    pub fn with_tensors(&self, tensors: &BTreeMap<String, Tensor>) -> Self {
+        let mut other = self.clone();
+        for (name, tensor) in other.tensors_mut() {
+            if let Some(stated) = tensors.get(&name) {
+                *tensor = stated.clone();
             }
         }
-        Ok(variables)
+        other
     }
 
     /// Every weight by Hugging Face's names.

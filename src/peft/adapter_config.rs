@@ -1,7 +1,7 @@
 //! `adapter_config.json`: PEFT's own keys where PEFT has the method, and a section of ours for the initial residual.
 
 use super::Peft;
-use super::config::{Arm, LearnedBy, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig};
+use super::config::{Arm, Biases, LearnedBy, Method, Details, PeftConfig, Placement, Policy, ResidualConfig};
 use super::files::AdapterError;
 use super::plan::is_target;
 use crate::model::{Architecture, H0Kind, Transformer};
@@ -65,20 +65,26 @@ pub(super) struct ConfigFile {
 /// What `adapter_config.json` says of modules, of what of the model's head was trained with them, and of the base model.
 pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_model: &str) -> Value {
     let config = &peft.config;
-    // PEFT has no type for masked tokens; without one it wraps the model as it is.
-    let task = match (head.is_empty(), peft.plan.causal) {
-        (false, _) => json!("SEQ_CLS"),
-        (true, true) => json!("CAUSAL_LM"),
-        (true, false) => Value::Null,
+    // Biases and norms have keys of their own.
+    let apart = |name: &str| {
+        let base = peft.plan.base.iter().filter(|t| !peft.config.details.whole_modules.iter().any(|m| is_target(&t.file_path(), m)));
+        base.into_iter().any(|tensor| tensor.file == name)
     };
-    let saved = match head.is_empty() {
-        true => Value::Null,
-        false => json!(head.keys().map(|name| module_to_save(name)).collect::<BTreeSet<_>>()),
+    let head: BTreeSet<&str> = head.keys().map(String::as_str).filter(|name| !apart(name)).map(module_to_save).collect();
+    let saved = if head.is_empty() { Value::Null } else { json!(head) };
+    let classifies = head.iter().any(|module| CLASS_MODULES.contains(module));
+    // PEFT has no type for masked tokens; without one it wraps the model as it is.
+    let task = match (classifies, peft.plan.causal) {
+        (true, _) => json!("SEQ_CLS"),
+        (false, true) => json!("CAUSAL_LM"),
+        (false, false) => Value::Null,
     };
     let kind = match config.method {
         Method::Lora { .. } | Method::Dora { .. } => "LORA",
         Method::Ia3 => "IA3",
         Method::Adapter { .. } => "BOTTLENECK_ADAPTER",
+        Method::BitFit => "BITFIT",
+        Method::Norms => "LN_TUNING",
     };
     let prefix = if config.residual.is_some() { SIBO } else { "" };
     let mut json = json!({
@@ -90,7 +96,7 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
     let of_method = match config.method {
         Method::Lora { .. } | Method::Dora { .. } => low_rank_json(peft, &saved),
         Method::Ia3 => json!({
-            "feedforward_modules": config.patterns.feed_forward,
+            "feedforward_modules": config.details.feed_forward,
             "fan_in_fan_out": peft.plan.transposed,
             "inference_mode": true,
             "init_ia3_weights": true,
@@ -104,6 +110,7 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
             "bias": "none",
             "modules_to_save": saved,
         }),
+        Method::BitFit | Method::Norms => json!({"inference_mode": true, "modules_to_save": saved}),
     };
     if let (Value::Object(object), Value::Object(of_method)) = (&mut json, of_method) {
         object.extend(of_method);
@@ -115,7 +122,7 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
                 h0: residual.h0_kind,
                 seed: residual.seed,
                 learned: residual.learned,
-                layers: config.patterns.lambdas.clone(),
+                layers: config.details.lambdas.clone(),
             };
             object.insert("sibo".to_owned(), json!(section));
         }
@@ -126,14 +133,18 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
 fn low_rank_json(peft: &Peft, saved: &Value) -> Value {
     let config = &peft.config;
     let Some(sizes) = config.method.low_rank() else { return Value::Null };
-    let Patterns { ranks, alphas, .. } = &config.patterns;
+    let Details { ranks, alphas, .. } = &config.details;
     json!({
         "r": sizes.rank,
         "lora_alpha": plain_number(sizes.alpha),
         "lora_dropout": sizes.dropout,
         "use_rslora": sizes.rank_stabilised,
         "use_dora": matches!(config.method, Method::Dora { .. }),
-        "bias": "none",
+        "bias": match config.details.biases {
+            Biases::None => "none",
+            Biases::All => "all",
+            Biases::Targets => "lora_only",
+        },
         "fan_in_fan_out": peft.plan.transposed,
         "inference_mode": true,
         "init_lora_weights": true,
@@ -219,7 +230,7 @@ impl ConfigFile {
             }
         };
         let targets = self.targets(&fault, model.architecture())?;
-        Ok(PeftConfig { method, targets, residual, patterns: self.patterns(&fault)? })
+        Ok(PeftConfig { method, targets, residual, details: self.details(&fault)? })
     }
 
     fn refuse_unsupported(&self, fault: &Fault<'_>, architecture: &Architecture) -> Result<(), AdapterError> {
@@ -227,23 +238,17 @@ impl ConfigFile {
         if self.fan_in_fan_out == Some(true) && !architecture.transposed {
             return fault.unsupported("fan_in_fan_out", true, "the model's linears are [out, in]");
         }
-        let head = |module: &Value| {
-            module
-                .as_str()
-                .is_some_and(|m| CLASS_MODULES.contains(&m) || m.ends_with("pooler.dense") || m.ends_with("pooler"))
-        };
-        if let Some(saved) = self.modules_to_save.as_ref().filter(|saved| !saved.is_null())
-            && !saved.as_array().is_some_and(|list| list.iter().all(head))
-        {
-            let remedy = "heads for classes (classifier, score) are; the embedding table and norms are not";
-            return fault.unsupported("modules_to_save", saved, remedy);
+        if let Some(saved) = self.modules_to_save.as_ref().filter(|saved| is_set(Some(saved)) && strings(saved).is_none()) {
+            return fault.unsupported("modules_to_save", saved, "a list of modules is");
         }
-        match &self.bias {
-            Some(bias) if bias != "none" => {
-                fault.unsupported("bias", format!("\"{bias}\""), "only \"none\" is supported")
-            }
-            _ => Ok(()),
-        }
+        Ok(())
+    }
+
+    /// Modules that are saved whole, heads for classes apart: hidden states do not need those.
+    fn whole_modules(&self) -> Vec<String> {
+        let all = self.modules_to_save.as_ref().and_then(strings).unwrap_or_default();
+        let head = |m: &String| CLASS_MODULES.contains(&m.as_str()) || m.ends_with("pooler.dense") || m.ends_with("pooler");
+        all.into_iter().filter(|module| !head(module)).collect()
     }
 
     fn method(&self, fault: &Fault<'_>, kind: &str) -> Result<Method, AdapterError> {
@@ -259,6 +264,8 @@ impl ConfigFile {
                 })
             }
             "IA3" => Ok(Method::Ia3),
+            "BITFIT" => Ok(Method::BitFit),
+            "LN_TUNING" => Ok(Method::Norms),
             "BOTTLENECK_ADAPTER" => {
                 if let Some(name) = self.non_linearity.as_deref().filter(|name| *name != "tanh") {
                     return fault.unsupported("non_linearity", format!("\"{name}\""), "only \"tanh\" is supported");
@@ -270,13 +277,14 @@ impl ConfigFile {
                 })
             }
             _ => {
-                let known = "supported are LORA, IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front";
+                let known = "supported are LORA, IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front, LN_TUNING and \
+                    BITFIT";
                 fault.unsupported("peft_type", format!("\"{}\"", self.peft_type), known)
             }
         }
     }
 
-    fn patterns(&self, fault: &Fault<'_>) -> Result<Patterns, AdapterError> {
+    fn details(&self, fault: &Fault<'_>) -> Result<Details, AdapterError> {
         fn pairs<T>(
             fault: &Fault<'_>,
             key: &'static str,
@@ -297,7 +305,15 @@ impl ConfigFile {
                 None => return fault.unsupported("feedforward_modules", value, "a list of names is"),
             },
         };
-        Ok(Patterns {
+        let biases = match self.bias.as_deref() {
+            None | Some("none") => Biases::None,
+            Some("all") => Biases::All,
+            Some("lora_only") => Biases::Targets,
+            Some(other) => return fault.unsupported("bias", format!("\"{other}\""), "none, all and lora_only are"),
+        };
+        Ok(Details {
+            biases,
+            whole_modules: self.whole_modules(),
             ranks: pairs(fault, "rank_pattern", self.rank_pattern.as_ref(), rank)?,
             alphas: pairs(fault, "alpha_pattern", self.alpha_pattern.as_ref(), Value::as_f64)?,
             feed_forward,
@@ -308,7 +324,11 @@ impl ConfigFile {
     /// The linears that get a module: names, or every path that a regular expression matches, in the layers that are named.
     fn targets(&self, fault: &Fault<'_>, architecture: &Architecture) -> Result<Vec<String>, AdapterError> {
         let Some(stated) = self.target_modules.as_ref().filter(|value| !value.is_null()) else {
-            return Err(fault.missing("target_modules"));
+            return match self.peft_type.as_str() {
+                "BITFIT" => Ok(Vec::new()),
+                "LN_TUNING" => Ok(Method::Norms.default_targets(architecture)),
+                _ => Err(fault.missing("target_modules")),
+            };
         };
         let names = || architecture.roles().iter().map(|&role| architecture.names.target(role).to_owned()).collect();
         let remedy = "a list of module names, a regular expression of paths, or \"all-linear\" is";

@@ -1,6 +1,7 @@
 //! What a PEFT run is made of: method, targets, residual.
 
 use crate::model::{Architecture, H0Kind, Role};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -13,14 +14,14 @@ pub struct PeftConfig {
     pub targets: Vec<String>,
     /// The initial residual; `None` is vanilla.
     pub residual: Option<ResidualConfig>,
-    /// What differs from module to module.
-    pub patterns: Patterns,
+    /// What it says beyond that.
+    pub details: Details,
 }
 
-/// What differs from module to module, as PEFT's configurations have it. A pattern is a regular expression that the end of
+/// What a configuration says beyond method and targets, as PEFT's have it. A pattern is a regular expression that the end of
 /// a module's path from a dot on matches, mostly that end itself; the first that does counts.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Patterns {
+pub struct Details {
     /// Ranks that stand in for [`Method::Lora`]'s.
     pub ranks: Vec<(String, usize)>,
     /// α that stand in for [`Method::Lora`]'s.
@@ -29,13 +30,31 @@ pub struct Patterns {
     pub feed_forward: Vec<String>,
     /// λ of every block, in the place of [`ResidualConfig::lambda`]; empty: that one everywhere.
     pub lambdas: Vec<f64>,
+    /// Which biases of the base model are trained.
+    pub biases: Biases,
+    /// Modules of the base model that are trained whole, as targets name linears (`modules_to_save`).
+    pub whole_modules: Vec<String>,
+}
+
+/// Which biases of the base model are trained beside LoRA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Biases {
+    /// None.
+    #[default]
+    None,
+    /// All of them.
+    All,
+    /// Those of the targets (PEFT's `lora_only`).
+    Targets,
 }
 
 impl PeftConfig {
     /// A method over its targets, the same everywhere.
     #[must_use]
     pub fn new(method: Method, targets: Vec<String>, residual: Option<ResidualConfig>) -> Self {
-        Self { method, targets, residual, patterns: Patterns::default() }
+        Self { method, targets, residual, details: Details::default() }
     }
 }
 
@@ -68,6 +87,10 @@ pub enum Method {
     /// (IA)³ (Liu et al. 2022): a learned factor ℓ for every column of a linear's output, `ℓ·y`, or of its input,
     /// `x + (ℓ−1)·x~`.
     Ia3,
+    /// Every bias of the base model, and nothing else (Ben Zaken et al. 2022).
+    BitFit,
+    /// The weights and biases of norms, and nothing else; targets name norms.
+    Norms,
     /// A bottleneck adapter `s·U·tanh(D·x~)`, no biases (Houlsby et al. 2019; as SIBO released it).
     Adapter {
         /// Width of the bottleneck.
@@ -193,6 +216,12 @@ words!(Arm, "residual", {
 words!(Placement, "placement", { Series = "series", Parallel = "parallel" });
 
 impl Method {
+    /// Whether the method has modules on linears.
+    #[must_use]
+    pub fn has_modules(&self) -> bool {
+        !matches!(self, Self::BitFit | Self::Norms)
+    }
+
     /// The sizes of a low-rank method, LoRA or DoRA.
     #[must_use]
     pub fn low_rank(&self) -> Option<LowRank> {
@@ -224,6 +253,11 @@ impl Method {
     /// feed-forward linear LoRA has none, since its name `output.dense` is also the end of attention's.
     #[must_use]
     pub fn default_targets(&self, architecture: &Architecture) -> Vec<String> {
+        if *self == Self::Norms {
+            let paths = architecture.norm_paths();
+            let last = |path: &String| path.rsplit('.').next().unwrap_or(path).to_owned();
+            return paths.iter().map(last).collect::<BTreeSet<_>>().into_iter().collect();
+        }
         let alone = |role: &Role| targets_of(architecture, *role).len() == 1;
         let released = |role: &Role| match (self, role) {
             // As PEFT has it by default: keys, values, and what the feed-forward's last linear reads.
@@ -235,6 +269,7 @@ impl Method {
                 Role::AttentionOutput => false,
             },
             (Self::Adapter { .. }, role) => matches!(role, Role::Gate | Role::Up | Role::GateUp),
+            (Self::BitFit | Self::Norms, _) => false,
         };
         architecture.roles().into_iter().filter(released).flat_map(|role| targets_of(architecture, role)).collect()
     }
@@ -263,6 +298,8 @@ impl fmt::Display for Method {
             Self::Lora { rank, alpha, .. } => write!(f, "lora (r {rank}, alpha {alpha})"),
             Self::Dora { rank, alpha, .. } => write!(f, "dora (r {rank}, alpha {alpha})"),
             Self::Ia3 => f.write_str("ia3"),
+            Self::BitFit => f.write_str("bitfit"),
+            Self::Norms => f.write_str("norms"),
             Self::Adapter { bottleneck, placement: Placement::Series, .. } => {
                 write!(f, "adapter (bottleneck {bottleneck})")
             }

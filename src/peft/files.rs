@@ -208,6 +208,16 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             None => missing.push(name),
         }
     }
+    let mut base_values = BTreeMap::new();
+    for wanted in &plan.base {
+        let name = format!("{PREFIX}{}", wanted.file);
+        match tensors.remove(&name) {
+            Some(tensor) => {
+                base_values.insert(wanted.model.clone(), fitted(&weights_file, &base, &name, tensor, &wanted.shape, model)?);
+            }
+            None => missing.push(name),
+        }
+    }
     // A head for classes that was trained beside the modules: hidden states do not need it.
     let saved = read.modules_to_save.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     tensors.retain(|name, _| {
@@ -225,6 +235,7 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
     }
     let mut peft = Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())?;
     peft.set_thetas(&thetas);
+    peft.base = base_values;
     Ok(peft)
 }
 

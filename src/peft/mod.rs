@@ -1,6 +1,7 @@
 //! Parameter-efficient fine-tuning methods, vanilla or with the initial residual.
 
 mod adapter_config;
+mod base;
 mod branch_pass;
 mod config;
 mod dose;
@@ -9,8 +10,9 @@ mod initial_residual;
 mod module;
 mod plan;
 
+pub use base::BaseTensor;
 pub use branch_pass::{BranchObserver, BranchPass};
-pub use config::{Arm, LearnedBy, LowRank, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+pub use config::{Arm, Biases, LearnedBy, LowRank, Method, Details, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 pub use dose::Dose;
 pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};
@@ -36,6 +38,8 @@ pub struct Peft {
     /// By block, λ and arm that stand in for [`ResidualConfig`]'s: the configured ones, or those of [`Self::with_doses`],
     /// which are never written to a file.
     doses: Option<Vec<Dose>>,
+    /// Weights of the base model that were trained with the modules, by their names in its files.
+    base: BTreeMap<String, Tensor>,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -64,6 +68,12 @@ impl Peft {
         for module in self.modules.iter_mut().flatten().flatten() {
             module.theta = files::theta_name(&module.planned).and_then(|name| thetas.get(&name).cloned());
         }
+    }
+
+    /// The base model with those of its weights that were trained with the modules; `None` where none were.
+    #[must_use]
+    pub fn tuned(&self, model: &Transformer) -> Option<Transformer> {
+        (!self.base.is_empty()).then(|| model.with_tensors(&self.base))
     }
 
     /// The learned λ as they are, by the path of the block or module that each belongs to.
@@ -116,11 +126,12 @@ impl Peft {
             }
         }
         let dose = |&lambda: &f64| Some(Dose { lambda, arm: config.residual?.arm });
-        let doses: Option<Vec<Dose>> = config.patterns.lambdas.iter().map(dose).collect();
+        let doses: Option<Vec<Dose>> = config.details.lambdas.iter().map(dose).collect();
         Ok(Self {
             plan,
             modules,
             doses: doses.filter(|doses| !doses.is_empty()),
+            base: BTreeMap::new(),
             config,
             #[cfg(test)]
             stated_source: None,
@@ -150,6 +161,7 @@ impl Peft {
         let mut peft = Self::from_tensors(model, config, |planned| tensors.get(planned.path.as_str()).cloned())?;
         let thetas = self.iter().filter_map(|m| Some((files::theta_name(&m.planned)?, m.theta.clone()?))).collect();
         peft.set_thetas(&thetas);
+        peft.base.clone_from(&self.base);
         Ok(peft)
     }
 

@@ -1,6 +1,7 @@
 //! Which linears get a module, and where the initial residual goes and why not elsewhere.
 
-use super::config::{Arm, LearnedBy, LowRank, Method, Patterns as Details, PeftConfig, Placement, Policy};
+use super::base::{BaseTensor, base_tensors};
+use super::config::{Arm, LearnedBy, LowRank, Method, Details, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
 use regex::Regex;
 use std::collections::BTreeSet;
@@ -175,6 +176,24 @@ pub enum PlanError {
     /// The arm `random` in a model of images.
     #[error("the residual \"random\" has the length of embedding rows, and a model of images has none; choose another")]
     NoRows,
+    /// A module to be trained whole that the model does not have, or has tied to another.
+    #[error("modules_to_save: \"{module}\" matches no module of the model that has a weight of its own; correct the name")]
+    NoSuchModule {
+        /// The module.
+        module: String,
+    },
+    /// The residual with a method that has no linear input.
+    #[error("{method} has no module that could read the initial residual; leave lambda at 0")]
+    NothingReads {
+        /// The method.
+        method: String,
+    },
+    /// A method that finds nothing of its kind.
+    #[error("{method}: the model has nothing of that kind to train; choose another method or other targets")]
+    NothingToTrain {
+        /// The method.
+        method: String,
+    },
     /// Doses without a residual that says where they go.
     #[error("the modules were made without an initial residual; name the policy that says which of them are dosed")]
     NoPolicy,
@@ -193,6 +212,8 @@ pub enum PlanError {
 pub struct Plan {
     /// The modules, by block and role.
     pub modules: Vec<PlannedModule>,
+    /// What of the base model is trained beside them.
+    pub base: Vec<BaseTensor>,
     /// Whether the model predicts the next token.
     pub causal: bool,
     /// Whether the model's files hold its linears as `[in, out]`.
@@ -210,12 +231,15 @@ impl Plan {
         if random && architecture.patches.is_some() {
             return Err(PlanError::NoRows);
         }
-        let lambdas = config.patterns.lambdas.len();
+        let lambdas = config.details.lambdas.len();
         if lambdas != 0 && lambdas != architecture.layers {
             return Err(PlanError::DoseCount { found: lambdas, blocks: architecture.layers });
         }
         let roles = architecture.roles();
         let names = || roles.iter().map(|&role| architecture.names.target(role)).collect::<Vec<_>>().join(", ");
+        if !config.method.has_modules() {
+            return Self::without_modules(architecture, config);
+        }
         if config.targets.is_empty() {
             return Err(PlanError::NoTargets { names: names() });
         }
@@ -240,21 +264,48 @@ impl Plan {
         }
         match config.targets.iter().zip(used).find(|(_, used)| !used) {
             Some((target, _)) => Err(PlanError::NoSuchTarget { target: target.clone(), names: names() }),
-            None => Ok(Self { modules, causal: architecture.causal, transposed: architecture.transposed }),
+            None => Ok(Self {
+                base: whole_modules_found(config, base_tensors(architecture, config, &modules))?,
+                modules,
+                causal: architecture.causal,
+                transposed: architecture.transposed,
+            }),
         }
+    }
+
+    /// The plan of a method that trains tensors of the base model alone.
+    fn without_modules(architecture: &Architecture, config: &PeftConfig) -> Result<Self, PlanError> {
+        if config.residual.is_some() {
+            return Err(PlanError::NothingReads { method: config.method.to_string() });
+        }
+        let base = whole_modules_found(config, base_tensors(architecture, config, &[]))?;
+        if base.is_empty() {
+            return Err(PlanError::NothingToTrain { method: config.method.to_string() });
+        }
+        Ok(Self { modules: Vec::new(), base, causal: architecture.causal, transposed: architecture.transposed })
     }
 
     /// Trainable numbers of the whole plan.
     #[must_use]
     pub fn trainable(&self) -> u64 {
         let thetas: BTreeSet<&String> = self.modules.iter().filter_map(|m| m.theta.as_ref()).collect();
-        self.modules.iter().map(|m| m.trainable).sum::<u64>() + thetas.len() as u64
+        let base = self.base.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>();
+        self.modules.iter().map(|m| m.trainable).sum::<u64>() + thetas.len() as u64 + base
     }
 
     /// How many modules receive the residual.
     #[must_use]
     pub fn mixed(&self) -> usize {
         self.modules.iter().filter(|m| m.residual == Mixing::Mixed).count()
+    }
+}
+
+/// The tensors, if every module that is to be trained whole has some.
+fn whole_modules_found(config: &PeftConfig, base: Vec<BaseTensor>) -> Result<Vec<BaseTensor>, PlanError> {
+    let found = |module: &String| base.iter().any(|tensor| is_target(&tensor.file_path(), module));
+    match config.details.whole_modules.iter().find(|module| !found(module)) {
+        Some(module) => Err(PlanError::NoSuchModule { module: module.clone() }),
+        None => Ok(base),
     }
 }
 
@@ -275,7 +326,7 @@ fn planned(
         (Method::Adapter { placement: Placement::Series, .. }, _) if role.reads_stream() => Position::Before,
         (Method::Adapter { placement: Placement::Series, .. }, _) => Position::After,
         // PEFT asks for the end of the path here, with a dot in front of it or not.
-        (_, Form::Factors) if config.patterns.feed_forward.iter().any(|target| path.ends_with(target)) => {
+        (_, Form::Factors) if config.details.feed_forward.iter().any(|target| path.ends_with(target)) => {
             Position::Before
         }
         (_, Form::Factors) => Position::After,
@@ -319,7 +370,7 @@ impl Patterns {
             };
             patterns.iter().map(one).collect()
         }
-        let Details { ranks, alphas, .. } = &config.patterns;
+        let Details { ranks, alphas, .. } = &config.details;
         Ok(Self { ranks: ready("rank-pattern", ranks)?, alphas: ready("alpha-pattern", alphas)? })
     }
 }
@@ -330,7 +381,7 @@ fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
 
 fn form(config: &PeftConfig, patterns: &Patterns, path: &str) -> Result<Form, PlanError> {
     Ok(match config.method {
-        Method::Ia3 => Form::Factors,
+        Method::Ia3 | Method::BitFit | Method::Norms => Form::Factors,
         Method::Adapter { bottleneck, scale, .. } => Form::Bottleneck { width: bottleneck, scale },
         Method::Lora { rank, alpha, dropout, rank_stabilised }
         | Method::Dora { rank, alpha, dropout, rank_stabilised } => {
@@ -361,7 +412,7 @@ fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position
     let official = match config.method {
         // The released adapters stand at gate and up, both with h0.
         Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up | Role::GateUp),
-        Method::Lora { .. } | Method::Dora { .. } | Method::Ia3 => {
+        _ => {
             matches!(role, Role::Up | Role::GateUp) || (role == Role::Gate && architecture.official_gate)
         }
     };
@@ -407,7 +458,7 @@ fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
         }
     }
     let Some(residual) = config.residual else { return Ok(()) };
-    let all = config.patterns.lambdas.iter().chain([&residual.lambda]);
+    let all = config.details.lambdas.iter().chain([&residual.lambda]);
     if let Some(lambda) = all.into_iter().find(|lambda| !(0.0..=1.0).contains(*lambda)) {
         return out_of_range("sibo-lambda", lambda.to_string(), "in [0, 1]");
     }

@@ -3,7 +3,7 @@
 use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
 use crate::model::{Architecture, Precision, Role};
-use crate::peft::{Arm, LearnedBy, Method, Patterns, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+use crate::peft::{Arm, Biases, LearnedBy, Method, Details, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -36,6 +36,10 @@ pub struct TrainConfig {
     pub alpha_pattern: Vec<String>,
     /// Targets of (IA)³ whose input is rescaled; empty: those that read a token state or the feed-forward's inner activation.
     pub feed_forward: Vec<String>,
+    /// Which biases are trained beside LoRA.
+    pub bias: Biases,
+    /// Modules of the base model that are trained whole.
+    pub modules_to_save: Vec<String>,
     /// Dropout on LoRA's input.
     pub dropout: f64,
     /// The adapter's inner width.
@@ -133,6 +137,8 @@ impl Default for TrainConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             feed_forward: Vec::new(),
+            bias: Biases::None,
+            modules_to_save: Vec::new(),
             dropout: 0.05,
             bottleneck: 256,
             adapter_scale: 1.0,
@@ -194,6 +200,10 @@ pub enum MethodName {
     Houlsby,
     /// Bottleneck adapters after the feed-forward (Pfeiffer et al. 2020).
     Pfeiffer,
+    /// Every bias.
+    Bitfit,
+    /// The weights and biases of norms.
+    Norms,
     /// Every weight.
     Full,
 }
@@ -244,6 +254,8 @@ impl TrainConfig {
             MethodName::Lora => Method::Lora { rank, alpha, dropout, rank_stabilised },
             MethodName::Dora => Method::Dora { rank, alpha, dropout, rank_stabilised },
             MethodName::Ia3 => Method::Ia3,
+            MethodName::Bitfit => Method::BitFit,
+            MethodName::Norms => Method::Norms,
             MethodName::Adapter | MethodName::Houlsby | MethodName::Pfeiffer => self.adapter(Placement::Series),
             MethodName::AdapterParallel => self.adapter(Placement::Parallel),
         };
@@ -262,13 +274,15 @@ impl TrainConfig {
             }
             _ => self.feed_forward.clone(),
         };
-        let patterns = Patterns {
+        let details = Details {
             ranks: pairs(&self.rank_pattern).unwrap_or_default(),
             alphas: pairs(&self.alpha_pattern).unwrap_or_default(),
             feed_forward,
             lambdas: self.sibo_lambdas.clone(),
+            biases: self.bias,
+            whole_modules: self.modules_to_save.clone(),
         };
-        Some(PeftConfig { method, targets, residual: self.residual_config(architecture), patterns })
+        Some(PeftConfig { method, targets, residual: self.residual_config(architecture), details })
     }
 
     fn adapter(&self, placement: Placement) -> Method {
@@ -327,6 +341,7 @@ impl TrainConfig {
             ("rank-pattern", !self.rank_pattern.is_empty()),
             ("alpha-pattern", !self.alpha_pattern.is_empty()),
             ("rslora", self.rslora),
+            ("bias", self.bias != Biases::None),
         ] {
             if given && !low_rank {
                 return fail(key, "set".to_owned(), "left out: it is for lora and dora");
@@ -378,6 +393,15 @@ impl TrainConfig {
         }
         if self.steps == Some(0) || (self.steps.is_none() && self.epochs == 0) {
             return fail("steps", "0".to_owned(), "at least 1");
+        }
+        if self.method == MethodName::Full && !self.modules_to_save.is_empty() {
+            return fail("modules-to-save", unread(&self.modules_to_save), "left out: full trains every module");
+        }
+        if matches!(self.method, MethodName::Bitfit | MethodName::Norms)
+            && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty())
+        {
+            let range = "0 for bitfit and norms: a bias or a norm's weight has no linear input that h0 could be mixed into";
+            return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
         }
         if self.method == MethodName::Full && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty()) {
             let range = "0 for full fine-tuning, which has no module that could read the initial residual";

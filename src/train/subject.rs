@@ -24,8 +24,15 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn adapter(mut model: Transformer, mut peft: Peft) -> Result<Self, TrainError> {
         let mut variables = peft.variables()?;
-        let head = model.make_classes_trainable()?;
-        variables.extend(head.into_iter().map(|(name, variable)| (format!("{PREFIX}{name}"), variable)));
+        if let Some(tuned) = peft.tuned(&model) {
+            model = tuned;
+        }
+        let mut base = model.make_classes_trainable()?;
+        let files: BTreeMap<&str, &str> = peft.plan().base.iter().map(|t| (t.model.as_str(), t.file.as_str())).collect();
+        let wanted = files.keys().map(|name| (*name).to_owned()).collect();
+        base.extend(model.make_some_trainable(&wanted)?);
+        let in_file = |name: &str| format!("{PREFIX}{}", files.get(name).copied().unwrap_or(name));
+        variables.extend(base.into_iter().map(|(name, variable)| (in_file(&name), variable)));
         Ok(Self { model, peft: Some(peft), variables, checkpointing: false, objective: Objective::NextToken })
     }
 

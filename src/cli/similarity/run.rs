@@ -268,7 +268,11 @@ impl Work<'_> {
         let exact = Precision { base, compute: DType::F64 };
         device::check(exact, &self.device).context("--audit")?;
         let exact = open::model(&spec.model, spec.revision.as_deref(), exact, &self.device)?;
+        let mut exact = exact;
         let exact_peft = spec.adapter.as_deref().map(|folder| load_adapter(folder, &exact.transformer)).transpose()?;
+        if let Some(tuned) = exact_peft.as_ref().and_then(|peft| peft.tuned(&exact.transformer)) {
+            exact.transformer = tuned;
+        }
         let models = Precisions {
             model: RunModel { transformer: &model.transformer, peft },
             exact: RunModel { transformer: &exact.transformer, peft: exact_peft.as_ref() },

@@ -99,6 +99,12 @@ pub(super) fn measure(
             }
         };
         let peft = adapter(args, spec, &model)?;
+        let base = Rc::clone(&model);
+        // What of the base model was trained with the modules stands in for its own.
+        let model = match peft.as_ref().and_then(|peft| peft.tuned(&model.transformer)) {
+            Some(transformer) => Rc::new(LoadedModel { transformer, ..(*model).clone() }),
+            None => model,
+        };
         let texts = file_texts(args, &model)?;
         let found = scan(&texts, args.lookup_texts, args.seed)?;
         let what = args
@@ -134,7 +140,7 @@ pub(super) fn measure(
             let (name, model) = (spec.name.clone(), Rc::clone(&model));
             compared = Some(ReferenceRun { name, model, peft, texts_sha256: found.sha256 });
         }
-        current = Some((key, model));
+        current = Some((key, base));
     }
     work.progress.expect(amounts.total());
     for (place, (spec, states)) in (specs.len()..).zip(stored.iter().zip(&opened)) {

@@ -193,6 +193,12 @@ impl Transformer {
         }
     }
 
+    /// The tensors of the head that the files do not have in the shape that is asked for, and that began at random.
+    #[must_use]
+    pub fn fresh_head(&self) -> &BTreeSet<String> {
+        &self.head.fresh
+    }
+
     /// What makes logits of the states that [`Self::head_states`] gives.
     ///
     /// # Errors

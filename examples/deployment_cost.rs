@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let method = Method::Lora { rank: 32, alpha: 64.0, dropout: 0.0, rank_stabilised: false };
     let peft = |policy: Option<Policy>| {
         let h0_kind = model.architecture().h0_kind;
-        let residual = policy.map(|policy| ResidualConfig { lambda: 0.2, policy, arm: Arm::H0, h0_kind, seed: 0 , learned: None});
+        let residual =
+            policy.map(|policy| ResidualConfig { lambda: 0.2, policy, arm: Arm::H0, h0_kind, seed: 0, learned: None });
         Peft::initial(model, PeftConfig::new(method, method.default_targets(model.architecture()), residual), 0)
     };
     let arms = [

@@ -50,7 +50,14 @@ fn subject(case: &Case, model: Transformer, lambda: Option<f64>) -> Result<Subje
         Tuning::Adapter { bottleneck } => Method::Adapter { bottleneck, scale: 1.0, placement: Placement::Series },
     };
     let h0_kind = model.architecture().h0_kind;
-    let residual = lambda.map(|lambda| ResidualConfig { lambda, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 0 , learned: None});
+    let residual = lambda.map(|lambda| ResidualConfig {
+        lambda,
+        policy: Policy::All,
+        arm: Arm::H0,
+        h0_kind,
+        seed: 0,
+        learned: None,
+    });
     let config = PeftConfig::new(method, case.targets.clone(), residual);
     let peft = Peft::initial(&model, config, 0)?;
     Ok(Subject::adapter(model, peft)?)

@@ -243,7 +243,8 @@ fn case_config(case: &Value) -> PeftConfig {
         policy: case["policy"].as_str().unwrap().parse().unwrap(),
         arm: case["residual"].as_str().unwrap().parse().unwrap(),
         h0_kind: crate::model::H0Kind::Token,
-        seed: 0, learned: None,
+        seed: 0,
+        learned: None,
     });
     let targets = case["targets"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
     PeftConfig::new(method, targets, residual)
@@ -387,7 +388,8 @@ fn lambda_zero_is_vanilla_to_the_bit() {
             policy: crate::peft::Policy::All,
             arm: Arm::H0,
             h0_kind: crate::model::H0Kind::Token,
-            seed: 1, learned: None,
+            seed: 1,
+            learned: None,
         };
         vanilla.with_residual(&model, Some(config)).unwrap()
     };

@@ -213,8 +213,14 @@ mod tests {
 
     #[test]
     fn a_point_doses_its_block_and_leaves_the_others_as_trained() {
-        let trained =
-            ResidualConfig { lambda: 0.3, policy: Policy::All, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 1 , learned: None};
+        let trained = ResidualConfig {
+            lambda: 0.3,
+            policy: Policy::All,
+            arm: Arm::H0,
+            h0_kind: H0Kind::Token,
+            seed: 1,
+            learned: None,
+        };
         let rest = Dose { lambda: 0.3, arm: Arm::H0 };
         let dose = Dose { lambda: 0.6, arm: Arm::Shuffled };
         let one = DosePoint { layer: Some(2), dose };

@@ -231,8 +231,14 @@ mod tests {
 
     #[test]
     fn differences_are_paired_to_the_trained_point_and_to_none_at_the_same_lambda() {
-        let trained =
-            ResidualConfig { lambda: 0.3, policy: Policy::All, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 3 , learned: None};
+        let trained = ResidualConfig {
+            lambda: 0.3,
+            policy: Policy::All,
+            arm: Arm::H0,
+            h0_kind: H0Kind::Token,
+            seed: 3,
+            learned: None,
+        };
         let points = [
             point(Arm::H0, 0.3, 0.0),
             point(Arm::H0, 0.6, 0.1),
@@ -265,8 +271,14 @@ mod tests {
 
     #[test]
     fn a_study_without_targets_has_no_loss_to_resample() {
-        let trained =
-            ResidualConfig { lambda: 0.3, policy: Policy::All, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 3 , learned: None};
+        let trained = ResidualConfig {
+            lambda: 0.3,
+            policy: Policy::All,
+            arm: Arm::H0,
+            h0_kind: H0Kind::Token,
+            seed: 3,
+            learned: None,
+        };
         let (place, mut measured) = point(Arm::H0, 0.3, 0.0);
         measured.losses.iter_mut().for_each(|example| *example = ExampleLoss::default());
         assert_eq!(dose_spreads(&[(place, measured)], &trained, 5).unwrap()[0][0].loss, Spread::default());

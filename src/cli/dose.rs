@@ -113,10 +113,13 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
     let (name, folder) = adapter_name(&args.adapter)?;
     let (place, precision) = (device::open(&args.device)?, args.base_dtype.beside(args.dtype));
     device::check(precision, &place)?;
-    let model = open::model(&args.model, args.revision.as_deref(), precision, &place)?;
+    let mut model = open::model(&args.model, args.revision.as_deref(), precision, &place)?;
     model.transformer.head().with_context(|| format!("--model {}", args.model))?;
     let objective = objective::of(&model, None, args.seed)?;
     let peft = with_policy(args, &model, load_adapter(&folder, &model.transformer)?)?;
+    if let Some(tuned) = peft.tuned(&model.transformer) {
+        model.transformer = tuned;
+    }
     let texts = texts(args, &model)?;
     let (examples, loss_source) = examples(args, &model, &texts)?;
     let mut study = DoseStudy::new(&model.transformer, &peft, &texts, &examples, args.batch_size)?.learning(objective);
@@ -216,7 +219,8 @@ fn with_policy(args: &DoseArgs, model: &LoadedModel, peft: Peft) -> Result<Peft>
                 policy,
                 arm: args.residual.first().copied().unwrap_or(Arm::H0),
                 h0_kind: model.transformer.architecture().h0_kind,
-                seed: args.seed, learned: None,
+                seed: args.seed,
+                learned: None,
             };
             Ok(peft.with_residual(&model.transformer, Some(residual))?)
         }

@@ -333,7 +333,14 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     let hashes = model.hashes()?;
     let data_hash = texts::sha256(&config.data)?;
-    let (data, notes) = prepare_data(&config, &model, labelled)?;
+    let (data, mut notes) = prepare_data(&config, &model, labelled)?;
+    let fresh: Vec<&str> = model.transformer.fresh_head().iter().map(String::as_str).collect();
+    if !fresh.is_empty() {
+        notes.push(format!(
+            "the head begins at random, since the model's files have none for these classes: {}",
+            fresh.join(", ")
+        ));
+    }
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
     let subject = subject(&config, model)?.learning(objective);
     if args.dry_run {

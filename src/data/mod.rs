@@ -15,6 +15,7 @@ mod json;
 mod labelled;
 mod lines;
 mod records;
+mod resize;
 mod span;
 mod table;
 mod template;

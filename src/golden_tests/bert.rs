@@ -106,7 +106,8 @@ fn lora_with_the_initial_residual_has_torchs_gradients() {
                 policy: Policy::All,
                 arm: Arm::H0,
                 h0_kind: H0Kind::Input,
-                seed: 0, learned: None,
+                seed: 0,
+                learned: None,
             }),
             details: Default::default(),
         };

@@ -91,7 +91,8 @@ fn branches_are_watched_over_tokens_alone() {
         // It needs a row of h0 for every row it is mixed into: with the table's it would fail.
         arm: Arm::H0Normed,
         h0_kind: model.architecture().h0_kind,
-        seed: 0, learned: None,
+        seed: 0,
+        learned: None,
     };
     let config = PeftConfig {
         method: Method::Lora { rank: 2, alpha: 4.0, dropout: 0.0, rank_stabilised: false },

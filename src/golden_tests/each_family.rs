@@ -162,7 +162,8 @@ fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Op
             policy: Policy::All,
             arm: Arm::H0,
             h0_kind: model.architecture().h0_kind,
-            seed: 0, learned: None,
+            seed: 0,
+            learned: None,
         }),
         details: Default::default(),
     };
@@ -196,7 +197,14 @@ fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Op
 fn official(model: &Transformer) -> String {
     let method = Method::Lora { rank: 1, alpha: 1.0, dropout: 0.0, rank_stabilised: false };
     let a = model.architecture();
-    let residual = ResidualConfig { lambda: 0.1, policy: Policy::Official, arm: Arm::H0, h0_kind: a.h0_kind, seed: 0 , learned: None};
+    let residual = ResidualConfig {
+        lambda: 0.1,
+        policy: Policy::Official,
+        arm: Arm::H0,
+        h0_kind: a.h0_kind,
+        seed: 0,
+        learned: None,
+    };
     let targets = method.default_targets(a);
     let config = PeftConfig::new(method, targets.clone(), Some(residual));
     let peft = Peft::initial(model, config, 0).unwrap();

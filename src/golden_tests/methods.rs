@@ -5,11 +5,7 @@ use super::*;
 use serde_json::json as value;
 
 /// Cases of tests/golden/methods that no test reads yet.
-const WAITING: &[&str] = &[
-    "prefix",
-    "prefix_projection",
-    "prompt",
-];
+const WAITING: &[&str] = &["prefix", "prefix_projection", "prompt"];
 
 fn folder(case: &str) -> PathBuf {
     golden("methods").join(case)
@@ -133,7 +129,8 @@ fn training(case: &str, stated: &Value, values: &BTreeMap<String, Tensor>) {
     let again = load_adapter(saved.path(), subject.model()).unwrap();
     assert_eq!(again.plan(), subject.peft().unwrap().plan(), "{case}");
     let batch = Packed::from_sequences(&sequences(values));
-    let logits = |model: &Transformer, peft: &Peft| model.logits(&batch, &Pass::inference(Some(&peft.frozen()))).unwrap();
+    let logits =
+        |model: &Transformer, peft: &Peft| model.logits(&batch, &Pass::inference(Some(&peft.frozen()))).unwrap();
     let plain = self::model(&folder("model"), DType::F64);
     let tuned = again.tuned(&plain).unwrap_or(plain);
     let trained = logits(subject.model(), subject.peft().unwrap());

@@ -265,7 +265,15 @@ impl Reader<'_> {
         let (a, names) = (self.architecture, &self.architecture.names);
         let there = |name: &str| a.head != Head::Absent && !name.is_empty();
         let mut fresh = BTreeSet::new();
-        let mut tensor = |name: String| match (a.classes, self.head_name(&name)) {
+        // A head for other classes than these, such as ImageNet's, is none.
+        let fits = |name: &String, stored: &String| {
+            self.source
+                .shape(stored)
+                .is_none_or(|shape| self.expected.get(name).is_none_or(|expected| *expected == shape))
+        };
+        let stored_head =
+            |name: &String| self.head_name(name).filter(|stored| a.classes.is_none() || fits(name, stored));
+        let mut tensor = |name: String| match (a.classes, stored_head(&name)) {
             (Some(_), None) => {
                 let made = self.initial(&name)?;
                 fresh.insert(name);

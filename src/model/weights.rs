@@ -128,6 +128,12 @@ pub trait TensorSource {
     /// Whether there is a tensor `name`.
     fn contains(&self, name: &str) -> bool;
 
+    /// The shape of a tensor, where that is known before it is read.
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let _ = name;
+        None
+    }
+
     /// Reads the tensor `name`, converted to `dtype` (F32, F64, F16 or BF16), onto `device`.
     ///
     /// # Errors
@@ -242,6 +248,10 @@ impl Weights {
 impl TensorSource for Weights {
     fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.places.get(name).map(|place| place.entry.shape.clone())
     }
 
     fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {

@@ -1,7 +1,7 @@
 //! `adapter_config.json`: PEFT's own keys where PEFT has the method, and a section of ours for the initial residual.
 
 use super::Peft;
-use super::config::{Arm, Biases, LearnedBy, Method, Details, PeftConfig, Placement, Policy, ResidualConfig};
+use super::config::{Arm, Biases, Details, LearnedBy, Method, PeftConfig, Placement, Policy, ResidualConfig};
 use super::files::AdapterError;
 use super::plan::is_target;
 use crate::model::{Architecture, H0Kind, Transformer};
@@ -67,10 +67,15 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
     let config = &peft.config;
     // Biases and norms have keys of their own.
     let apart = |name: &str| {
-        let base = peft.plan.base.iter().filter(|t| !peft.config.details.whole_modules.iter().any(|m| is_target(&t.file_path(), m)));
+        let base = peft
+            .plan
+            .base
+            .iter()
+            .filter(|t| !peft.config.details.whole_modules.iter().any(|m| is_target(&t.file_path(), m)));
         base.into_iter().any(|tensor| tensor.file == name)
     };
-    let head: BTreeSet<&str> = head.keys().map(String::as_str).filter(|name| !apart(name)).map(module_to_save).collect();
+    let head: BTreeSet<&str> =
+        head.keys().map(String::as_str).filter(|name| !apart(name)).map(module_to_save).collect();
     let saved = if head.is_empty() { Value::Null } else { json!(head) };
     let classifies = head.iter().any(|module| CLASS_MODULES.contains(module));
     // PEFT has no type for masked tokens; without one it wraps the model as it is.
@@ -238,7 +243,9 @@ impl ConfigFile {
         if self.fan_in_fan_out == Some(true) && !architecture.transposed {
             return fault.unsupported("fan_in_fan_out", true, "the model's linears are [out, in]");
         }
-        if let Some(saved) = self.modules_to_save.as_ref().filter(|saved| is_set(Some(saved)) && strings(saved).is_none()) {
+        if let Some(saved) =
+            self.modules_to_save.as_ref().filter(|saved| is_set(Some(saved)) && strings(saved).is_none())
+        {
             return fault.unsupported("modules_to_save", saved, "a list of modules is");
         }
         Ok(())
@@ -247,7 +254,8 @@ impl ConfigFile {
     /// Modules that are saved whole, heads for classes apart: hidden states do not need those.
     fn whole_modules(&self) -> Vec<String> {
         let all = self.modules_to_save.as_ref().and_then(strings).unwrap_or_default();
-        let head = |m: &String| CLASS_MODULES.contains(&m.as_str()) || m.ends_with("pooler.dense") || m.ends_with("pooler");
+        let head =
+            |m: &String| CLASS_MODULES.contains(&m.as_str()) || m.ends_with("pooler.dense") || m.ends_with("pooler");
         all.into_iter().filter(|module| !head(module)).collect()
     }
 

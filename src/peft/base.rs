@@ -25,7 +25,11 @@ impl BaseTensor {
 }
 
 /// The tensors of the base model that a configuration trains, whose modules are `modules`.
-pub(super) fn base_tensors(architecture: &Architecture, config: &PeftConfig, modules: &[PlannedModule]) -> Vec<BaseTensor> {
+pub(super) fn base_tensors(
+    architecture: &Architecture,
+    config: &PeftConfig,
+    modules: &[PlannedModule],
+) -> Vec<BaseTensor> {
     let norms: BTreeSet<String> = architecture.norm_paths().into_iter().collect();
     let with_module: BTreeSet<String> = modules.iter().map(|m| architecture.linear_path(m.layer, m.role)).collect();
     let one = |(model, shape): (String, Vec<usize>)| {

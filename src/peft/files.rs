@@ -213,7 +213,8 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
         let name = format!("{PREFIX}{}", wanted.file);
         match tensors.remove(&name) {
             Some(tensor) => {
-                base_values.insert(wanted.model.clone(), fitted(&weights_file, &base, &name, tensor, &wanted.shape, model)?);
+                base_values
+                    .insert(wanted.model.clone(), fitted(&weights_file, &base, &name, tensor, &wanted.shape, model)?);
             }
             None => missing.push(name),
         }

@@ -12,7 +12,9 @@ mod plan;
 
 pub use base::BaseTensor;
 pub use branch_pass::{BranchObserver, BranchPass};
-pub use config::{Arm, Biases, LearnedBy, LowRank, Method, Details, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+pub use config::{
+    Arm, Biases, Details, LearnedBy, LowRank, Method, PeftConfig, Placement, Policy, ResidualConfig, targets_of,
+};
 pub use dose::Dose;
 pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};

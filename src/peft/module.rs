@@ -1,7 +1,7 @@
 //! The trainable branches themselves: LoRA, DoRA, (IA)³ and bottleneck adapters.
 
-use super::plan::{Form, Mixing, PlannedModule, Position};
 use super::initial_residual::InitialResidual;
+use super::plan::{Form, Mixing, PlannedModule, Position};
 use super::{BranchPass, Dose, PassState};
 use crate::kernels;
 use crate::model::Linear;

@@ -1,7 +1,7 @@
 //! Which linears get a module, and where the initial residual goes and why not elsewhere.
 
 use super::base::{BaseTensor, base_tensors};
-use super::config::{Arm, LearnedBy, LowRank, Method, Details, PeftConfig, Placement, Policy};
+use super::config::{Arm, Details, LearnedBy, LowRank, Method, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
 use regex::Regex;
 use std::collections::BTreeSet;
@@ -177,7 +177,9 @@ pub enum PlanError {
     #[error("the residual \"random\" has the length of embedding rows, and a model of images has none; choose another")]
     NoRows,
     /// A module to be trained whole that the model does not have, or has tied to another.
-    #[error("modules_to_save: \"{module}\" matches no module of the model that has a weight of its own; correct the name")]
+    #[error(
+        "modules_to_save: \"{module}\" matches no module of the model that has a weight of its own; correct the name"
+    )]
     NoSuchModule {
         /// The module.
         module: String,
@@ -412,9 +414,7 @@ fn mixing(architecture: &Architecture, config: &PeftConfig, role: Role, position
     let official = match config.method {
         // The released adapters stand at gate and up, both with h0.
         Method::Adapter { .. } => matches!(role, Role::Gate | Role::Up | Role::GateUp),
-        _ => {
-            matches!(role, Role::Up | Role::GateUp) || (role == Role::Gate && architecture.official_gate)
-        }
+        _ => matches!(role, Role::Up | Role::GateUp) || (role == Role::Gate && architecture.official_gate),
     };
     match residual.policy {
         Policy::All => Mixing::Mixed,
@@ -463,7 +463,11 @@ fn check_ranges(config: &PeftConfig) -> Result<(), PlanError> {
         return out_of_range("sibo-lambda", lambda.to_string(), "in [0, 1]");
     }
     if residual.learned.is_some() && !(residual.lambda > 0.0 && residual.lambda < 1.0) {
-        return out_of_range("sibo-lambda", residual.lambda.to_string(), "above 0 and below 1, where a learned one begins");
+        return out_of_range(
+            "sibo-lambda",
+            residual.lambda.to_string(),
+            "above 0 and below 1, where a learned one begins",
+        );
     }
     Ok(())
 }
@@ -483,7 +487,8 @@ mod tests {
     }
 
     fn config(method: Method, policy: Policy) -> PeftConfig {
-        let residual = ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0 , learned: None};
+        let residual =
+            ResidualConfig { lambda: 0.1, policy, arm: Arm::H0, h0_kind: H0Kind::Token, seed: 0, learned: None };
         PeftConfig::new(method, method.default_targets(&llama_7b()), Some(residual))
     }
 

@@ -98,7 +98,8 @@ fn the_gradients_of_a_bert_are_the_same_by_composed_kernels() {
             true => (None, model.make_trainable().unwrap()),
             false => {
                 let method = Method::Lora { rank: 3, alpha: 7.0, dropout: 0.0, rank_stabilised: false };
-                let residual = ResidualConfig { lambda: 0.3, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 5 , learned: None};
+                let residual =
+                    ResidualConfig { lambda: 0.3, policy: Policy::All, arm: Arm::H0, h0_kind, seed: 5, learned: None };
                 let targets = ["query", "value", "intermediate.dense"].map(str::to_owned).to_vec();
                 let config = PeftConfig::new(method, targets, Some(residual));
                 let mut peft = Peft::initial(&model, config, 3).unwrap();

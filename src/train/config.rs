@@ -3,7 +3,7 @@
 use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
 use crate::model::{Architecture, Precision, Role};
-use crate::peft::{Arm, Biases, LearnedBy, Method, Details, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+use crate::peft::{Arm, Biases, Details, LearnedBy, Method, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -400,7 +400,8 @@ impl TrainConfig {
         if matches!(self.method, MethodName::Bitfit | MethodName::Norms)
             && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty())
         {
-            let range = "0 for bitfit and norms: a bias or a norm's weight has no linear input that h0 could be mixed into";
+            let range =
+                "0 for bitfit and norms: a bias or a norm's weight has no linear input that h0 could be mixed into";
             return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
         }
         if self.method == MethodName::Full && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty()) {

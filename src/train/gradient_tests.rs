@@ -39,8 +39,9 @@ pub(super) fn configs() -> Vec<Option<PeftConfig>> {
     let arms = [Arm::H0, Arm::None, Arm::H0Normed, Arm::Shuffled, Arm::Random];
     let mut residuals = vec![None];
     for policy in [Policy::Official, Policy::All] {
-        residuals
-            .extend(arms.map(|arm| Some(ResidualConfig { lambda: 0.3, policy, arm, h0_kind: H0Kind::Token, seed: 5 , learned: None})));
+        residuals.extend(arms.map(|arm| {
+            Some(ResidualConfig { lambda: 0.3, policy, arm, h0_kind: H0Kind::Token, seed: 5, learned: None })
+        }));
     }
     let pairs = methods.iter().flat_map(|method| residuals.iter().map(move |residual| (*method, *residual)));
     let peft = pairs.map(|(method, residual)| Some(PeftConfig::new(method, targets.clone(), residual)));

@@ -28,7 +28,8 @@ impl Subject {
             model = tuned;
         }
         let mut base = model.make_classes_trainable()?;
-        let files: BTreeMap<&str, &str> = peft.plan().base.iter().map(|t| (t.model.as_str(), t.file.as_str())).collect();
+        let files: BTreeMap<&str, &str> =
+            peft.plan().base.iter().map(|t| (t.model.as_str(), t.file.as_str())).collect();
         let wanted = files.keys().map(|name| (*name).to_owned()).collect();
         base.extend(model.make_some_trainable(&wanted)?);
         let in_file = |name: &str| format!("{PREFIX}{}", files.get(name).copied().unwrap_or(name));

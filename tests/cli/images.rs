@@ -126,7 +126,8 @@ fn texts_and_images_are_not_taken_for_each_other() {
     ];
     for (line, words) in cases {
         let out = dir.path().join("out");
-        assert_one_line(&run(&format!("{line} --out {}", out.display())), &[words], &line);
+        let quiet = format!("{line} --quiet --out {}", out.display());
+        assert_one_line(&run(&quiet), &[words], &line);
         if line.starts_with("similarity") {
             assert_untouched(&out, &line);
         }

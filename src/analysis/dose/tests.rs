@@ -16,7 +16,7 @@ fn model() -> Transformer {
 }
 
 fn residual(lambda: f64, arm: Arm) -> ResidualConfig {
-    ResidualConfig { lambda, policy: Policy::All, arm, h0_kind: H0Kind::Token, seed: 3 , learned: None}
+    ResidualConfig { lambda, policy: Policy::All, arm, h0_kind: H0Kind::Token, seed: 3, learned: None }
 }
 
 /// A LoRA whose B is not zero.

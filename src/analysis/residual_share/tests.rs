@@ -56,7 +56,8 @@ fn measured(model: &Transformer, peft: &Peft) -> (Vec<ResidualRow>, BTreeMap<Str
 }
 
 fn peft(model: &Transformer, method: Method, arm: Arm, targets: &[&str]) -> Peft {
-    let residual = ResidualConfig { lambda: LAMBDA, policy: Policy::All, arm, h0_kind: H0Kind::Token, seed: 3 , learned: None};
+    let residual =
+        ResidualConfig { lambda: LAMBDA, policy: Policy::All, arm, h0_kind: H0Kind::Token, seed: 3, learned: None };
     let targets = targets.iter().map(|&t| t.to_owned()).collect();
     let mut peft = Peft::initial(model, PeftConfig::new(method, targets, Some(residual)), 5).unwrap();
     // LoRA's B starts at 0, where a part of the branch is undefined.

@@ -4,11 +4,11 @@
     handle = apply_adapter(model, "path/to/adapter")    # handle.remove() gives the base model back
     model(input_ids)                                    # model.generate(...) as well, KV cache included
 
-It needs torch and safetensors, and runs LORA, SIBO_LORA, BOTTLENECK_ADAPTER and SIBO_BOTTLENECK_ADAPTER for inference: the
-adapter's matrices are constants and LoRA's dropout is off. Gradients pass; under gradient checkpointing, call backward
-before the next forward. A branch is scale * up(activation(down(x~))), where x~ = (1 - lambda) x + lambda r if the initial
-residual is mixed in, else x. By the arm, r is `h0` (the tokens' own embeddings; with a KV cache those of the newest
-tokens), nothing (`none`), or h0 at the norm of x (`h0-normed`). sibo_modules.json, beside the adapter, says what is where:
+It needs torch and safetensors and runs LORA, SIBO_LORA, BOTTLENECK_ADAPTER and SIBO_BOTTLENECK_ADAPTER for inference:
+the adapter's matrices are constants and LoRA's dropout is off. Gradients pass; under gradient checkpointing, call
+backward before the next forward. A branch is scale * up(activation(down(x~))), where x~ = (1 - lambda) x + lambda r if
+the initial residual is mixed in, else x. By the arm, r is the tokens' own embedding (`h0`; with a KV cache that of the
+newest tokens), nothing (`none`), or h0 at the norm of x (`h0-normed`). sibo_modules.json, beside the adapter, says:
 
     {"format": 1,
      "arm": "h0",                              null for a vanilla adapter
@@ -40,8 +40,8 @@ ACTIVATIONS = {"none": lambda x: x, "tanh": torch.tanh}
 # The keys of sibo_modules.json that must be there, and what they may be.
 FILE = {"format": [1], "arm": [None, "none", "h0", "h0-normed"], "h0": None, "modules": None}
 H0 = {"kind": ["token", "input"], "module": None, "at": ["output", "input"]}
-MODULE = {"path": None, "position": ["beside", "before", "after"], "mixed": [True, False], "lambda": None, "scale": None}
-MODULE["activation"] = list(ACTIVATIONS)
+MODULE = {"path": None, "mixed": [True, False], "lambda": None, "scale": None, "activation": list(ACTIVATIONS)}
+MODULE["position"] = ["beside", "before", "after"]
 
 
 def apply_adapter(model, folder):
@@ -125,7 +125,7 @@ class AppliedAdapter:
         if self.arm == "h0-normed":
             wide = torch.promote_types(x.dtype, torch.float32)
             target, own = (t.detach().to(wide).norm(dim=-1, keepdim=True) for t in (x, r))
-            r = (r.to(wide) * (target / own.clamp_min(torch.finfo(torch.float32).tiny))).to(x)
+            r = (r.to(wide) * (target / own).masked_fill(own == 0, 0)).to(x)  # a zero row has no direction
         return (1 - part["lambda"]) * x + part["lambda"] * r
 
 
@@ -146,10 +146,10 @@ def check_spec(config, spec):
     if spec.get("arm") in ("shuffled", "random"):
         raise ValueError(f"the arm `{spec['arm']}` draws from smooth-probe's own random stream and runs only there")
     wrong = faults("the file", spec, FILE)
-    for part in spec.get("modules") or []:
-        wrong += faults(part.get("path", "a module"), part, MODULE)
     if spec.get("arm") in ("h0", "h0-normed"):
         wrong += faults("h0", spec.get("h0") or {}, H0)
+    for part in spec.get("modules") or []:
+        wrong += faults(part.get("path", "a module"), part, MODULE)
     if config["peft_type"].removeprefix("SIBO_") not in TENSORS:
         wrong += [f"peft_type {config['peft_type']} is none of smooth-probe's"]
     if wrong:
@@ -162,20 +162,22 @@ def check_spec(config, spec):
 
 def check_fit(model, config, spec, missing, heads):
     """Every module must be in the model, and every tensor of the file must have its place there."""
-    modules, own, h0 = dict(model.named_modules()), model.state_dict(), spec["h0"] or {}
+    modules, own, h0 = dict(model.named_modules(remove_duplicate=False)), model.state_dict(), spec["h0"] or {}
     paths = [part[key] for part in spec["modules"] for key in ("path", "first_call_of") if part.get(key)]
-    absent = [path for path in paths + [h0.get("module"), h0.get("projection")] if path and path not in modules]
-    for name in filter(None, modules if absent else ()):
-        if name.endswith(f".{absent[0]}") or absent[0].endswith(f".{name}"):
-            raise ValueError(
-                f"the model's modules have another prefix than the adapter's: {name} where it has {absent[0]}; load the "
-                "class of model that it was trained on (AutoModelForCausalLM, AutoModelForMaskedLM, ...)"
-            )
+    absent = [path for path in [*paths, h0.get("module"), h0.get("projection")] if path and path not in modules]
+    alike = [name for name in modules if name and absent and f".{name}".endswith(f".{absent[0]}")]
+    alike += [name for name in modules if name and absent and absent[0].endswith(f".{name}")]
+    if alike:
+        raise ValueError(
+            f"the model's modules have another prefix than the adapter's: {alike[0]} where it has {absent[0]}; load "
+            "the class of model that it was trained on (AutoModelForCausalLM, AutoModelForMaskedLM, ...)"
+        )
     saved = tuple(f"{module}." for module in config.get("modules_to_save") or [])
-    fits = lambda name: name.startswith(saved) and name in own and own[name].shape == heads[name].shape
-    unused = sorted(name for name in heads if not fits(name))
+    placed = {name for name in heads if name in own and own[name].shape == heads[name].shape and name.startswith(saved)}
+    unused = sorted(set(heads) - placed)
     if absent or missing or unused:
         raise ValueError(
-            f"the adapter does not fit the model. Modules that the model lacks: {absent or 'none'}. Tensors that the file "
-            f"lacks: {missing or 'none'}. Tensors of the file without a place in the model: {unused or 'none'}"
+            f"the adapter does not fit. Modules that the model lacks: {absent or 'none'}. Tensors that the file lacks: "
+            f"{missing or 'none'}. Tensors of the file with no place of their shape in the model (for classes, load it "
+            f"with their num_labels): {unused or 'none'}"
         )

@@ -198,6 +198,8 @@ impl Transformer {
     #[must_use]
     pub(crate) fn linear(&self, layer: usize, role: Role) -> Option<&Linear> {
         self.blocks.get(layer)?.linear(role)
+    }
+
     /// The tensors of the head that the files do not have in the shape that is asked for, and that began at random.
     #[must_use]
     pub fn fresh_head(&self) -> &BTreeSet<String> {

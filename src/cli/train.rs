@@ -11,7 +11,7 @@ use crate::data::{
     read_labelled_images, read_records, split_validation,
 };
 use crate::hash;
-use crate::model::{LoadedModel, ModelError, Processor};
+use crate::model::{LoadedModel, ModelError, Positions, Processor};
 use crate::peft::{Arm, Biases, LearnedBy, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
@@ -321,6 +321,12 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     device::check(precision, &place)?;
     let mut model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
     let labelled = labelled(&config, &mut model, &place)?;
+    let positions = &model.transformer.architecture().positions;
+    ensure!(
+        config.method != MethodName::Full || !matches!(positions, Positions::Buckets { .. }),
+        "--method full: the biases by distance of a {} model are not trained here; choose another method",
+        model.transformer.architecture().family
+    );
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     let objective = match &labelled {

@@ -146,7 +146,7 @@ impl Rescale {
             if let Self::Divided(Some(divisor)) = self {
                 let divisor = Locked::new(divisor);
                 let divisor = divisor.widened::<T>()?;
-                out.iter_mut().zip(divisor.iter()).for_each(|(sum, &d)| *sum = *sum / d);
+                out.iter_mut().zip(divisor.iter()).for_each(|(sum, &d)| *sum /= d);
             }
             gradients.1 = mixed::in_type_of(Some(tensor(out, v)?), v)?;
         }

@@ -6,7 +6,7 @@ use half::bf16;
 use std::sync::{Mutex, PoisonError};
 
 /// The biases of every head by distance, grown to the longest sequence seen.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct DistanceBias {
     form: Form,
     dtype: DType,

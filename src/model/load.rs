@@ -17,6 +17,7 @@ use super::weights::TensorSource;
 use crate::kernels::{self, Columns};
 use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 impl Transformer {
     /// Reads every tensor that `architecture` names from `source`; a type alone is both stored and computed in.
@@ -52,7 +53,7 @@ impl Transformer {
         let blocks = reader.blocks()?;
         let (embedder, final_norm, head) = (reader.embedder()?, reader.final_norm()?, reader.head()?);
         let angles = kernels::wide(precision.compute);
-        let tables = |rope: Option<&_>| rope.map(|rope| RotaryTables::new(rope, angles, device));
+        let tables = |rope: Option<&_>| rope.map(|rope| Arc::new(RotaryTables::new(rope, angles, device)));
         let rotary = [tables(architecture.rope()), tables(architecture.local_rope.as_ref())];
         let distance_bias = match architecture.positions {
             Positions::Alibi { factor, rounded } => {
@@ -65,6 +66,7 @@ impl Transformer {
             }
             Positions::Rotary(_) | Positions::Learned { .. } | Positions::Disentangled(_) => None,
         };
+        let distance_bias = distance_bias.map(Arc::new);
         let distances = reader.distances()?;
         let device = device.clone();
         Ok(Self {

@@ -31,7 +31,7 @@ pub(crate) mod weights_header;
 mod weights_pickle;
 mod weights_values;
 
-pub use architecture::{Architecture, H0Kind, Head, Role};
+pub use architecture::{Architecture, H0Kind, Head, Positions, Role};
 pub use backward::Backward;
 pub(crate) use embeddings::Embedded;
 pub use families::ConfigError;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Cosine and sine tables `[positions, pairs]`, grown to the longest sequence seen.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct RotaryTables {
     frequencies: Vec<f64>,
     pairing: Pairing,

@@ -18,6 +18,7 @@ use crate::probe::{Probe, Silent, Site};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Why a model could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -153,8 +154,8 @@ pub struct Transformer {
     pub(super) final_norm: Option<Norm>,
     pub(super) head: HeadTensors,
     /// Everywhere, then in blocks that do not see all.
-    pub(super) rotary: [Option<RotaryTables>; 2],
-    pub(super) distance_bias: Option<DistanceBias>,
+    pub(super) rotary: [Option<Arc<RotaryTables>>; 2],
+    pub(super) distance_bias: Option<Arc<DistanceBias>>,
     pub(super) distances: Option<DistanceTable>,
     pub(super) precision: Precision,
     pub(super) device: Device,
@@ -412,7 +413,7 @@ impl Transformer {
             reach: a.reach(layer),
             soft_cap: a.attention_soft_cap,
         };
-        let rotation = |tables: &Option<RotaryTables>| tables.as_ref().map(|tables| tables.of(batch)).transpose();
+        let rotation = |tables: &Option<Arc<RotaryTables>>| tables.as_ref().map(|tables| tables.of(batch)).transpose();
         let [everywhere, local] = &self.rotary;
         Ok(Run {
             shapes: (0..a.layers).map(shape).collect(),

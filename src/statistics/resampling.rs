@@ -32,7 +32,7 @@ pub fn sign_flip_p_value(differences: &[f64], replicates: usize, seed: u64) -> R
         let sum = |pattern: usize| -> f64 {
             differences.iter().enumerate().map(|(i, &d)| if pattern >> i & 1 == 0 { d } else { -d }).sum()
         };
-        let as_extreme = (0..details).filter(|&pattern| sum(pattern).abs() >= observed - tolerance).count();
+        let as_extreme = (0..patterns).filter(|&pattern| sum(pattern).abs() >= observed - tolerance).count();
         return Ok(as_extreme as f64 / patterns as f64);
     }
     let mut rng = random::stream(seed, &["sign flips"]);

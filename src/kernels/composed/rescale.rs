@@ -53,7 +53,7 @@ impl Composed<2> for Rescale {
 }
 
 impl LearnedMix {
-    fn lambda(theta: &Tensor) -> Result<f64> {
+    fn share(theta: &Tensor) -> Result<f64> {
         let theta = theta.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
         Ok(1.0 / (1.0 + (-theta.first().copied().unwrap_or_default()).exp()))
     }
@@ -61,7 +61,7 @@ impl LearnedMix {
 
 impl Composed<2> for LearnedMix {
     fn forward(&self, [x, theta]: [&Tensor; 2]) -> Result<Tensor> {
-        let lambda = Self::lambda(theta)?;
+        let lambda = Self::share(theta)?;
         let kept = (widened(x)? * (1.0 - lambda))?;
         match &self.source {
             Some(r) => (kept + (widened(r)? * lambda)?)?.to_dtype(x.dtype()),
@@ -76,7 +76,7 @@ impl Composed<2> for LearnedMix {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; 2]> {
-        let (lambda, gradient) = (Self::lambda(theta)?, widened(gradient)?);
+        let (lambda, gradient) = (Self::share(theta)?, widened(gradient)?);
         let dx = wanted(needed[0], || (&gradient * (1.0 - lambda))?.to_dtype(x.dtype()))?;
         let dt = wanted(needed[1], || {
             let apart = match &self.source {

@@ -61,8 +61,9 @@ fn assert_logits(model: &Path, adapter: &Path, expected: &Path) {
     let peft = load_adapter(adapter, &transformer).unwrap();
     let batch = Packed::from_sequences(&[ids]);
     let mut logits = Vec::new();
-    for (name, peft) in [("base_logits", None), ("logits", Some(&peft))] {
-        let ours = transformer.logits(&batch, &Pass::inference(peft)).unwrap();
+    let tuned = peft.tuned(&transformer).unwrap_or_else(|| transformer.clone());
+    for (name, model, peft) in [("base_logits", &transformer, None), ("logits", &tuned, Some(&peft))] {
+        let ours = model.logits(&batch, &Pass::inference(peft)).unwrap();
         let (ours, theirs) = (values(&ours), values(&expected[name]));
         let error = distance(&ours, &theirs) / norm(&theirs);
         println!("{name}: relative error {error:.1e}");
@@ -87,14 +88,24 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[test]
-fn real_peft_loads_our_lora_and_gives_our_logits() {
+fn real_peft_loads_our_adapters_and_gives_our_logits() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = small_model::tiny_model(&dir.path().join("model"));
-    let adapter = train(dir.path(), &model, "vanilla", "");
-    let out = dir.path().join("logits.safetensors");
-    assert_success(&peft_files(&python, &[Path::new("load"), &adapter, &model, &out]));
-    assert_logits(&model, &adapter, &out);
+    for (name, options) in [
+        ("lora", ""),
+        ("rslora", "--rslora --rank-pattern q_proj=2,layers.1.mlp.up_proj=6 --alpha-pattern down_proj=3"),
+        ("head", "--modules-to-save lm_head"),
+        ("dora", "--method dora"),
+        ("ia3", "--method ia3"),
+        ("norms", "--method norms"),
+    ] {
+        let adapter = train(dir.path(), &model, name, options);
+        let out = dir.path().join("logits.safetensors");
+        println!("{name}, ours in PEFT");
+        assert_success(&peft_files(&python, &[Path::new("load"), &adapter, &model, &out]));
+        assert_logits(&model, &adapter, &out);
+    }
 }
 
 #[test]
@@ -102,7 +113,12 @@ fn real_peft_refuses_our_sibo_lora() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = small_model::tiny_model(&dir.path().join("model"));
-    for (name, options) in [("sibo", "--sibo-lambda 0.2"), ("control", "--sibo-lambda 0.2 --residual none")] {
+    for (name, options) in [
+        ("sibo", "--sibo-lambda 0.2"),
+        ("control", "--sibo-lambda 0.2 --residual none"),
+        ("dora", "--method dora --sibo-lambda 0.2"),
+        ("ia3", "--method ia3 --targets k_proj,up_proj --sibo-lambda 0.2"),
+    ] {
         let adapter = train(dir.path(), &model, name, options);
         let output = peft_files(&python, &[Path::new("refuse"), &adapter, &model]);
         assert_success(&output);
@@ -111,16 +127,33 @@ fn real_peft_refuses_our_sibo_lora() {
 }
 
 #[test]
-fn a_lora_of_real_peft_loads_here_and_gives_its_logits() {
+fn adapters_of_real_peft_load_here_and_give_its_logits() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = small_model::tiny_model(&dir.path().join("model"));
-    let adapter = dir.path().join("made");
-    assert_success(&peft_files(&python, &[Path::new("make"), &adapter, &model]));
-    assert_logits(&model, &adapter, &adapter.join("expected.safetensors"));
-    // And training goes on from it.
-    let options = format!("--init-adapter {} --sibo-lambda 0.2", adapter.display());
-    let further = train(dir.path(), &model, "further", &options);
-    let config = std::fs::read_to_string(further.join("adapter_config.json")).unwrap();
-    assert!(config.contains("SIBO_LORA") && config.contains("\"r\": 4"), "{config}");
+    for kind in ["lora", "patterns", "dora", "ia3", "norms"] {
+        let adapter = dir.path().join(kind);
+        println!("{kind}, PEFT's here");
+        assert_success(&peft_files(&python, &[Path::new("make"), &adapter, &model, Path::new(kind)]));
+        assert_logits(&model, &adapter, &adapter.join("expected.safetensors"));
+        // And training goes on from it.
+        let residual = if kind == "norms" { "" } else { "--sibo-lambda 0.2" };
+        let options = format!("--init-adapter {} {residual}", adapter.display());
+        let further = train(dir.path(), &model, &format!("{kind}-further"), &options);
+        let config = std::fs::read_to_string(further.join("adapter_config.json")).unwrap();
+        assert_eq!(config.contains("SIBO_"), kind != "norms", "{config}");
+    }
+}
+
+/// The module that `export --python` writes, on transformers models of several families: hidden states, generation with a
+/// cache, refusals. What it is told comes from `export` itself.
+#[test]
+fn the_python_module_computes_what_the_program_does() {
+    let Some(python) = python() else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/sibo_module.py");
+    let program = env!("CARGO_BIN_EXE_smooth-probe");
+    let output =
+        Command::new(python).arg(script).args(["--program", program]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert_success(&output);
 }

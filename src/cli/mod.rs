@@ -13,7 +13,9 @@ macro_rules! note {
 mod device;
 mod doctor;
 mod dose;
+mod export;
 mod inspect;
+mod merge;
 mod objective;
 mod open;
 mod pace;
@@ -61,6 +63,10 @@ enum Verb {
     Similarity(Box<similarity::SimilarityArgs>),
     /// Turn the lambda of a trained, frozen adapter up and down: what the initial residual causes.
     Dose(Box<dose::DoseArgs>),
+    /// Merge an adapter into the weights of its base model, wholly or as far as that is exact.
+    Merge(merge::MergeArgs),
+    /// Write an adapter for Python, or convert a checkpoint of SIBO's released code.
+    Export(export::ExportArgs),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
     /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
@@ -85,6 +91,8 @@ impl Cli {
             Verb::Train(args) => train::run(&args, quiet),
             Verb::Similarity(args) => similarity::run(&args, quiet),
             Verb::Dose(args) => dose::run(&args, quiet),
+            Verb::Merge(args) => merge::run(&args, quiet),
+            Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),

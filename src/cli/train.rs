@@ -320,6 +320,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let (place, precision) = (device::open(&config.device)?, config.precision());
     device::check(precision, &place)?;
     let mut model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
+    model.refuse_partial()?;
     let labelled = labelled(&config, &mut model, &place)?;
     let positions = &model.transformer.architecture().positions;
     ensure!(

@@ -6,6 +6,7 @@ pub use super::role::Role;
 pub use super::rope::{Llama3Scaling, Rope, RopeScaling};
 use crate::data::PatchGrid;
 use crate::kernels::{Activation, Columns};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -18,6 +19,8 @@ pub struct Architecture {
     pub vocab_size: usize,
     /// How a model that reads images cuts them; `None` for one that reads texts.
     pub patches: Option<PatchGrid>,
+    /// Whether an adapter was merged into the weights in part, so that they are no model without what is left of it.
+    pub partial: bool,
     /// Width d of the residual stream.
     pub hidden_size: usize,
     /// Width of the embedding table; where it is not d, a projection follows.
@@ -170,6 +173,19 @@ impl Architecture {
     pub fn stored_shape(&self, tensor: &str) -> Option<Vec<usize>> {
         let all = self.patches.iter().flat_map(|grid| self.patch_tensors(grid));
         all.into_iter().find(|(name, _)| name == tensor).map(|(_, [stored, _])| stored)
+    }
+
+    /// A tensor as the files hold it, from the one that is computed with.
+    ///
+    /// # Errors
+    /// The tensor does not fit.
+    pub fn as_stored(&self, name: &str, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        let tensor = tensor.detach();
+        match self.stored_shape(name) {
+            _ if self.is_transposed(name) => tensor.t()?.contiguous(),
+            Some(shape) => tensor.reshape(shape),
+            None => Ok(tensor),
+        }
     }
 
     /// The same with transformers' head for classifying texts in the place of that for tokens; `None` where the family has

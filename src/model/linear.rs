@@ -17,6 +17,18 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// The weight, `[out, in]`, in the type that it is stored in.
+    #[must_use]
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias, `[out]`.
+    #[must_use]
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// Applies the base weights alone to `x` of shape `[tokens, in]`.
     pub(crate) fn base(&self, x: &Tensor) -> Result<Tensor> {
         kernels::linear(x, &self.weight, self.bias.as_ref())

@@ -99,6 +99,12 @@ impl Architecture {
         self
     }
 
+    /// The name that a tensor has in a model's files, if it is there.
+    #[must_use]
+    pub fn stored_name(&self, source: &dyn TensorSource, name: &str) -> Option<String> {
+        stored_name(source, name)
+    }
+
     /// The tensors of a model's files that nothing reads, in their order.
     #[must_use]
     pub fn unread(&self, source: &dyn TensorSource) -> Vec<String> {

@@ -117,6 +117,17 @@ impl LoadedModel {
         Ok(Self { name: EMBEDDED.to_owned(), files: Vec::new(), companions, transformer, processor })
     }
 
+    /// Refuses weights that are no model without the adapter that was merged into them in part.
+    ///
+    /// # Errors
+    /// They are such.
+    pub fn refuse_partial(&self) -> Result<(), ModelError> {
+        match self.transformer.architecture().partial {
+            true => Err(ModelError::Partial { model: self.name.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// The tokenizer of a model that reads texts.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ mod weights_values;
 pub use architecture::{Architecture, H0Kind, Head, Positions, Role};
 pub use backward::Backward;
 pub(crate) use embeddings::Embedded;
-pub use families::ConfigError;
+pub use families::{ConfigError, PARTIAL};
 pub use initialise::{Initialisation, RandomWeights};
 pub use linear::Linear;
 #[cfg(feature = "cli")]

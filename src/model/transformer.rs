@@ -1,6 +1,6 @@
 //! The one transformer that serves every family.
 
-use super::architecture::{Architecture, Head, Role};
+use super::architecture::{Architecture, H0Kind, Head, Role};
 use super::block::{Block, Run};
 use super::disentangled::DistanceTable;
 use super::distance::DistanceBias;
@@ -64,6 +64,15 @@ pub enum ModelError {
         kind: u32,
         /// The table's rows.
         types: usize,
+    },
+    /// Weights that hold a part of an adapter are used without the rest.
+    #[error(
+        "{model}: an adapter with the initial residual was merged into these weights in part; alone they compute neither model. \
+         Run them with the adapter that stands beside them"
+    )]
+    Partial {
+        /// The model.
+        model: String,
     },
     /// Texts are given to a model of images.
     #[error("{family} reads images and not texts; give a folder of them")]
@@ -310,6 +319,15 @@ impl Transformer {
         self.tensors_mut().into_iter().map(|(name, tensor)| (name, tensor.detach())).collect()
     }
 
+    /// Every weight by Hugging Face's names, as the files hold it.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn stored_tensors(&self) -> candle_core::Result<BTreeMap<String, Tensor>> {
+        let all = self.clone().tensors();
+        all.into_iter().map(|(name, tensor)| Ok((name.clone(), self.architecture.as_stored(&name, &tensor)?))).collect()
+    }
+
     fn tensors_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let names = &self.architecture.names;
         let mut all = Vec::new();
@@ -378,6 +396,20 @@ impl Transformer {
     /// As [`Self::hidden_states`].
     pub fn h0(&self, batch: &Packed) -> Result<Tensor, ModelError> {
         Ok(self.embed(batch)?.h0(self.architecture.h0_kind).detach())
+    }
+
+    /// What h0 of the kind `token` is for these ids, `[ids, d]`.
+    ///
+    /// # Errors
+    /// h0 is of another kind, or an id is outside the vocabulary.
+    pub fn token_rows(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        if self.architecture.h0_kind != H0Kind::Token {
+            let reason = format!("h0 of a {} model depends on more than the token", self.architecture.family);
+            return Err(ModelError::Tensor(candle_core::Error::Msg(reason)));
+        }
+        // Positions do not enter, so that every id may stand alone.
+        let batch = Packed::from_sequences(&ids.iter().map(|id| [*id]).collect::<Vec<_>>());
+        Ok(self.embed(&batch)?.token.detach())
     }
 
     pub(super) fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {

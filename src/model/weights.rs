@@ -245,6 +245,19 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// A tensor in the shape and type that it is stored in.
+    ///
+    /// # Errors
+    /// It is missing, cannot be read, or is of no float type.
+    pub fn as_stored(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let place = self.places.get(name).ok_or_else(|| WeightsError::missing(self.any_file(), name))?;
+        let path = self.files.get(place.file).map_or(self.any_file(), PathBuf::as_path);
+        let dtype = place.entry.stored.dtype().unwrap_or(DType::F32);
+        weights_values::read(path, name, &place.entry, dtype, &Device::Cpu)
+    }
+}
+
 impl TensorSource for Weights {
     fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
@@ -310,7 +323,7 @@ pub fn load_adapter_file(path: &Path) -> Result<BTreeMap<String, Tensor>, Weight
         let tensor = weights_values::read(path, &name, &entry, dtype, &Device::Cpu)?;
         Ok((name, tensor))
     };
-    weights_header::entries(path)?.into_iter().map(read).collect()
+    entries(path)?.into_iter().map(read).collect()
 }
 
 /// Writes tensors to a safetensors file, whole or not at all. The same tensors give the same bytes: they

@@ -15,7 +15,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The weights' name in an adapter folder, and the one that PEFT gave them earlier.
+pub(super) const WEIGHTS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 /// What PEFT puts in front of a module's path.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
@@ -146,7 +147,7 @@ pub fn save_adapter(
         }
     }
     tensors.extend(head.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
-    weights::save_tensors(&folder.join(WEIGHTS_FILE), &tensors, Some(("format", "pt")))?;
+    weights::save_tensors(&folder.join(WEIGHTS_FILES[0]), &tensors, Some(("format", "pt")))?;
     let config = config_json(peft, head, base_model);
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|source| AdapterError::Malformed { file: CONFIG_FILE.to_owned(), source })?;
@@ -174,7 +175,8 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
 
     let plan = super::Plan::new(model.architecture(), &config)
         .map_err(|source| AdapterError::PlanOfFile { file: file.clone(), source })?;
-    let weights_path = folder.join(WEIGHTS_FILE);
+    let there = WEIGHTS_FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    let weights_path = there.unwrap_or_else(|| folder.join(WEIGHTS_FILES[0]));
     let weights_file = weights_path.display().to_string();
     let mut tensors = weights::load_adapter_file(&weights_path)?;
     let mut found: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
@@ -221,10 +223,11 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
     }
     // A head for classes that was trained beside the modules: hidden states do not need it.
     let saved = read.modules_to_save.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    tensors.retain(|name, _| {
+    let is_head = |name: &String| {
         let path = name.trim_start_matches(PREFIX);
-        !saved.iter().filter_map(Value::as_str).any(|module| path.starts_with(&format!("{module}.")))
-    });
+        saved.iter().filter_map(Value::as_str).any(|module| path.starts_with(&format!("{module}.")))
+    };
+    let (head, tensors): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| is_head(name));
     if !missing.is_empty() || !tensors.is_empty() {
         let unexpected = tensors.into_keys().collect::<Vec<_>>();
         return Err(AdapterError::Mismatch {
@@ -237,6 +240,7 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
     let mut peft = Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())?;
     peft.set_thetas(&thetas);
     peft.base = base_values;
+    peft.head = head.into_iter().map(|(name, tensor)| (name.trim_start_matches(PREFIX).to_owned(), tensor)).collect();
     Ok(peft)
 }
 

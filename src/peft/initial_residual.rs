@@ -96,7 +96,8 @@ impl InitialResidual {
                 let (target, own) = (norm(&wide(x)?)?, norm(&source)?);
                 // A zero h0 row has no direction to rescale: it stays zero.
                 let own = own.clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX))?;
-                Ok(Some(source.broadcast_mul(&(target / own)?)?.to_dtype(x.dtype())?))
+                // The direction first: the quotient of a large norm and a clamped one has no number.
+                Ok(Some(source.broadcast_div(&own)?.broadcast_mul(&target)?.to_dtype(x.dtype())?))
             }
             _ => Ok(Some(self.source.clone())),
         }

@@ -7,8 +7,11 @@ mod config;
 mod dose;
 mod files;
 mod initial_residual;
+mod merge;
 mod module;
 mod plan;
+mod python;
+mod released;
 
 pub use base::BaseTensor;
 pub use branch_pass::{BranchObserver, BranchPass};
@@ -18,7 +21,10 @@ pub use config::{
 pub use dose::Dose;
 pub(crate) use files::PREFIX;
 pub use files::{AdapterError, base_model, load_adapter, save_adapter};
+pub use merge::{MergeError, Merged};
 pub use plan::{Form, Mixing, Plan, PlanError, PlannedModule, Position};
+pub use python::write_python;
+pub use released::{Released, convert_released};
 
 use crate::data::Packed;
 use crate::model::{Embedded, Linear, ModelError, Pass, Role, Transformer};
@@ -42,6 +48,8 @@ pub struct Peft {
     doses: Option<Vec<Dose>>,
     /// Weights of the base model that were trained with the modules, by their names in its files.
     base: BTreeMap<String, Tensor>,
+    /// A head for classes that was trained with the modules, by its names in the model's files; hidden states do not need it.
+    head: BTreeMap<String, Tensor>,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -70,6 +78,12 @@ impl Peft {
         for module in self.modules.iter_mut().flatten().flatten() {
             module.theta = files::theta_name(&module.planned).and_then(|name| thetas.get(&name).cloned());
         }
+    }
+
+    /// A head for classes that was trained with the modules, by its names in the model's files.
+    #[must_use]
+    pub fn class_head(&self) -> &BTreeMap<String, Tensor> {
+        &self.head
     }
 
     /// The base model with those of its weights that were trained with the modules; `None` where none were.
@@ -134,6 +148,7 @@ impl Peft {
             modules,
             doses: doses.filter(|doses| !doses.is_empty()),
             base: BTreeMap::new(),
+            head: BTreeMap::new(),
             config,
             #[cfg(test)]
             stated_source: None,

@@ -200,7 +200,7 @@ pub enum PlanError {
     #[error("the modules were made without an initial residual; name the policy that says which of them are dosed")]
     NoPolicy,
     /// Doses for another number of blocks.
-    #[error("{found} doses were given for {blocks} blocks; give one for each")]
+    #[error("{found} values of lambda were given for {blocks} blocks; give one for each")]
     DoseCount {
         /// How many were given.
         found: usize,

@@ -16,6 +16,7 @@ mod full_disk;
 mod images;
 mod inspect;
 mod measures;
+mod merge;
 mod program;
 mod progress;
 mod results;

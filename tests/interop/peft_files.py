@@ -2,15 +2,16 @@
 
     python peft_files.py load   DIR MODEL_DIR OUT.safetensors
     python peft_files.py refuse DIR MODEL_DIR
-    python peft_files.py make   DIR MODEL_DIR
+    python peft_files.py make   DIR MODEL_DIR KIND
 
 load    PeftModel.from_pretrained reads DIR (an adapter folder of ours) onto MODEL_DIR and OUT gets `ids` [n] (u32)
         and `logits` [n, vocab] (f32, computed in f32), as well as `base_logits` without the adapter. Fails, with
         one line on stderr, if PEFT warns of missing or unexpected tensors or config keys, or the adapter changes nothing.
-refuse  For a folder whose peft_type is SIBO_LORA: exit 0 and the error on stdout if PEFT raises; exit 1 if PEFT
+refuse  For a folder whose peft_type begins with SIBO_: exit 0 and the error on stdout if PEFT raises; exit 1 if PEFT
         loads it, or fails for a reason that has nothing to do with the type.
-make    Writes into DIR a LoRA made by the real PEFT (r 4, alpha 10, so scale 2.5; q, k, v, up, down; random B) and
-        DIR/expected.safetensors with `ids`, `logits` and `base_logits` as above.
+make    Writes into DIR an adapter of KIND made by the real PEFT, with random values where it would begin as nothing, and
+        DIR/expected.safetensors with `ids`, `logits` and `base_logits` as above. Kinds: lora (r 4, alpha 10, so scale 2.5;
+        q, k, v, up, down), patterns (rsLoRA, ranks and alphas by pattern, the head whole), dora, ia3, norms.
 
 The ids are `(7 i^2 + 3 i + 1) mod vocab` for i = 0..18, so that both sides can know them without a file.
 Exit codes: 0 as hoped, 1 not, 2 usage. The network is never used.
@@ -25,7 +26,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
@@ -65,8 +66,8 @@ def load(folder, model_folder, out):
 
 def refuse(folder, model_folder):
     kind = json.loads((Path(folder) / "adapter_config.json").read_text()).get("peft_type")
-    if kind != "SIBO_LORA":
-        raise SystemExit(f"{folder}: peft_type is {kind!r}, this check is for SIBO_LORA")
+    if not str(kind).startswith("SIBO_"):
+        raise SystemExit(f"{folder}: peft_type is {kind!r}, this check is for those that begin with SIBO_")
     base = base_model(model_folder)
     try:
         PeftModel.from_pretrained(base, folder)
@@ -78,21 +79,41 @@ def refuse(folder, model_folder):
     raise SystemExit(f"{folder}: PEFT loaded a SIBO adapter as if it were a plain one")
 
 
-def make(folder, model_folder):
+def config_of(kind):
+    shared = {"r": 4, "lora_alpha": 10, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
+    patterns = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"down_proj": 3}}
+    return {
+        "lora": lambda: LoraConfig(**shared),
+        "patterns": lambda: LoraConfig(**shared, **patterns, use_rslora=True, modules_to_save=["lm_head"]),
+        "dora": lambda: LoraConfig(**shared, use_dora=True),
+        "ia3": lambda: IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
+        "norms": lambda: LNTuningConfig(
+            target_modules=["input_layernorm", "post_attention_layernorm", "norm"], task_type="CAUSAL_LM"
+        ),
+    }[kind]()
+
+
+def make(folder, model_folder, kind):
     base = base_model(model_folder)
     vocab = base.config.vocab_size
-    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS, task_type="CAUSAL_LM")).eval()
+    if base.config.tie_word_embeddings and kind == "patterns":
+        raise SystemExit("the head is tied: its own weight cannot be saved")
+    model = get_peft_model(base, config_of(kind)).eval()
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if "lora_" in name:
+            if "lora_A" in name or "lora_B" in name:
                 tensor.copy_(torch.randn(tensor.shape, generator=noise) * 0.5 / tensor.shape[1] ** 0.5)
+            elif tensor.requires_grad:
+                tensor.mul_(1 + 0.3 * torch.randn(tensor.shape, generator=noise))
     model.save_pretrained(folder, save_embedding_layers=False)
     save_logits(model, vocab, Path(folder) / "expected.safetensors")
 
 
 def main():
-    verbs = {"load": (load, 3), "refuse": (refuse, 2), "make": (make, 2)}
+    verbs = {"load": (load, 3), "refuse": (refuse, 2), "make": (make, 3)}
     verb, arguments = sys.argv[1:2], sys.argv[2:]
     if not verb or verb[0] not in verbs or len(arguments) != verbs[verb[0]][1]:
         print(__doc__, file=sys.stderr)

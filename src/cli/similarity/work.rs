@@ -98,6 +98,9 @@ pub(super) fn measure(
                 model
             }
         };
+        if spec.adapter.is_none() {
+            model.refuse_partial()?;
+        }
         let peft = adapter(args, spec, &model)?;
         let base = Rc::clone(&model);
         // What of the base model was trained with the modules stands in for its own.

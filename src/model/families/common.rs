@@ -76,6 +76,7 @@ pub(super) fn decoder(
         family,
         vocab_size: config.size("vocab_size")?,
         patches: None,
+        partial: false,
         hidden_size,
         embedding_size: hidden_size,
         embedding_scale: None,

@@ -89,6 +89,10 @@ pub fn read_config(folder: &Path) -> Result<Architecture, ConfigError> {
     parse_config(&file, &value)
 }
 
+/// What stands in front of the `model_type` of weights into which an adapter was merged in part: alone they compute neither the
+/// base model nor the tuned one.
+pub const PARTIAL: &str = "sibo_partial_";
+
 /// Turns a parsed `config.json` into an [`Architecture`]; `file` is named in errors.
 ///
 /// # Errors
@@ -98,8 +102,10 @@ pub fn parse_config(file: &str, value: &serde_json::Value) -> Result<Architectur
     let Some(kind) = config.text("model_type")? else {
         return Err(config.invalid("model_type", "is missing; is this a Hugging Face model folder?"));
     };
-    match FAMILIES.iter().find(|(name, _)| *name == kind) {
-        Some((_, read)) => read(&config),
+    let partial = kind.strip_prefix(PARTIAL);
+    let whole = partial.unwrap_or(&kind);
+    match FAMILIES.iter().find(|(name, _)| *name == whole) {
+        Some((_, read)) => Ok(Architecture { partial: partial.is_some(), ..read(&config)? }),
         None => {
             let problem = format!("\"{kind}\" is not supported; {}", nearest(&kind));
             Err(config.invalid("model_type", &problem))

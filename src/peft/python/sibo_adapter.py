@@ -52,7 +52,9 @@ def apply_adapter(model, folder):
     pair = TENSORS[config["peft_type"].removeprefix("SIBO_")]
     names = {part["path"]: [f"{PREFIX}{part['path']}.{name}.weight" for name in pair] for part in spec["modules"]}
     missing = [name for both in names.values() for name in both if name not in tensors]
-    heads = {name.removeprefix(PREFIX): tensors[name] for name in set(tensors).difference(*names.values())}
+    # A learned lambda stands in sibo_modules.json as it is.
+    others = {name for name in set(tensors).difference(*names.values()) if not name.endswith(".sibo_lambda")}
+    heads = {name.removeprefix(PREFIX): tensors[name] for name in others}
     check_fit(model, config, spec, missing, heads)
     return AppliedAdapter(model, spec, {path: [tensors[name] for name in both] for path, both in names.items()}, heads)
 
@@ -155,8 +157,9 @@ def check_spec(config, spec):
     if wrong:
         raise ValueError(f"sibo_modules.json: {'; '.join(wrong)}. `smooth-probe export --python` writes it anew")
     sibo, lambdas = config.get("sibo") or {}, {part["lambda"] for part in spec["modules"] if part["mixed"]}
+    stated = lambdas if sibo.get("learned") else set(sibo.get("layers") or [sibo.get("lambda")])
     kind = (spec["h0"] or {}).get("kind", sibo.get("h0"))
-    if (spec["arm"], kind) != (sibo.get("residual"), sibo.get("h0")) or lambdas - {sibo.get("lambda")}:
+    if (spec["arm"], kind) != (sibo.get("residual"), sibo.get("h0")) or lambdas - stated:
         raise ValueError(f"sibo_modules.json is of another adapter: adapter_config.json says {sibo or 'vanilla'}")
 
 

@@ -1,0 +1,96 @@
+//! `smooth-probe export`: an adapter for other programs, and the authors' checkpoints as ours.
+
+use super::open;
+use crate::model::{H0Kind, LoadedModel};
+use crate::peft::{Arm, Policy, Released, base_model, convert_released, load_adapter, save_adapter, write_python};
+use crate::persist;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["python", "from"])))]
+pub(super) struct ExportArgs {
+    /// The adapter.
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The base model; by default the one that the adapter names.
+    #[arg(long)]
+    model: Option<String>,
+    /// A hub revision.
+    #[arg(long)]
+    revision: Option<String>,
+    /// Write sibo_adapter.py, a short PyTorch module that applies the adapter to a transformers model, and
+    /// sibo_modules.json, which it reads.
+    #[arg(long)]
+    python: bool,
+    /// Convert a checkpoint of another program: sibo, the authors' released code.
+    #[arg(long)]
+    from: Option<From>,
+    /// The lambda that the checkpoint was trained with, where it does not store it.
+    #[arg(long, requires = "from")]
+    sibo_lambda: Option<f64>,
+    /// Which modules received it: the released code's is official.
+    #[arg(long, default_value = "official", requires = "from")]
+    sibo_policy: Policy,
+    /// The folder that is written. With --python by default the adapter's own, to which the two files are added.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum From {
+    /// github.com/Jaygagaga/SIBO, a fork of LLM-Adapters.
+    Sibo,
+}
+
+pub(super) fn run(args: &ExportArgs, quiet: bool) -> Result<()> {
+    let name = match &args.model {
+        Some(name) => name.clone(),
+        None => {
+            let named = base_model(&args.adapter).with_context(|| format!("--adapter {}", args.adapter.display()))?;
+            named.context("--model is missing: the adapter names no base model")?
+        }
+    };
+    let model = open::model(&name, args.revision.as_deref(), DType::F32.into(), &Device::Cpu)?;
+    let written = match args.from {
+        None => python(args, &model, &name)?,
+        Some(From::Sibo) => released(args, &model, &name)?,
+    };
+    if !quiet {
+        note!("wrote {}", written.display());
+    }
+    Ok(())
+}
+
+fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {
+    let peft = load_adapter(&args.adapter, &model.transformer)?;
+    let architecture = model.transformer.architecture();
+    let Some(out) = &args.out else {
+        write_python(&args.adapter, &peft, architecture)?;
+        return Ok(args.adapter.clone());
+    };
+    ensure!(!out.exists(), "{}: is there already; choose another --out", out.display());
+    persist::replace_folder(out, |folder| -> Result<()> {
+        save_adapter(folder, &peft, peft.class_head(), name)?;
+        Ok(write_python(folder, &peft, architecture)?)
+    })?;
+    Ok(out.clone())
+}
+
+fn released(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {
+    let out = args.out.as_ref().context("--out is missing: the converted adapter is a new folder")?;
+    ensure!(!out.exists(), "{}: is there already; choose another --out", out.display());
+    // The released code reads the rows of the table for every family.
+    let stated = Released { lambda: args.sibo_lambda, policy: args.sibo_policy, arm: Arm::H0, h0_kind: H0Kind::Token };
+    let peft = convert_released(&args.adapter, &model.transformer, &stated)?;
+    persist::replace_folder(out, |folder| -> Result<()> { Ok(save_adapter(folder, &peft, peft.class_head(), name)?) })?;
+    let residual = peft
+        .config()
+        .residual
+        .map_or("vanilla".to_owned(), |r| format!("lambda {}, policy {}, h0 {}", r.lambda, r.policy, r.h0_kind));
+    say!("converted   {}; {residual}", peft.config().method);
+    say!("mixed       {} of {} modules", peft.plan().mixed(), peft.plan().modules.len());
+    Ok(out.clone())
+}

@@ -99,6 +99,8 @@ fn real_peft_loads_our_adapters_and_gives_our_logits() {
         ("dora", "--method dora"),
         ("ia3", "--method ia3"),
         ("norms", "--method norms"),
+        ("prefix", "--method prefix --virtual-tokens 5"),
+        ("prompt", "--method prompt --virtual-tokens 3"),
     ] {
         let adapter = train(dir.path(), &model, name, options);
         let out = dir.path().join("logits.safetensors");
@@ -131,17 +133,18 @@ fn adapters_of_real_peft_load_here_and_give_its_logits() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = small_model::tiny_model(&dir.path().join("model"));
-    for kind in ["lora", "patterns", "dora", "ia3", "norms"] {
+    for kind in ["lora", "patterns", "dora", "ia3", "norms", "prefix", "prompt"] {
         let adapter = dir.path().join(kind);
         println!("{kind}, PEFT's here");
         assert_success(&peft_files(&python, &[Path::new("make"), &adapter, &model, Path::new(kind)]));
         assert_logits(&model, &adapter, &adapter.join("expected.safetensors"));
         // And training goes on from it.
-        let residual = if kind == "norms" { "" } else { "--sibo-lambda 0.2" };
+        let modules = !["norms", "prefix", "prompt"].contains(&kind);
+        let residual = if modules { "--sibo-lambda 0.2" } else { "" };
         let options = format!("--init-adapter {} {residual}", adapter.display());
         let further = train(dir.path(), &model, &format!("{kind}-further"), &options);
         let config = std::fs::read_to_string(further.join("adapter_config.json")).unwrap();
-        assert_eq!(config.contains("SIBO_"), kind != "norms", "{config}");
+        assert_eq!(config.contains("SIBO_"), modules, "{config}");
     }
 }
 

@@ -166,6 +166,9 @@ fn deployment(config: &PeftConfig, plan: &Plan) -> String {
     let residual = config.residual.filter(|_| plan.modules.iter().any(|m| m.residual == Mixing::Mixed));
     let lambda = residual.map_or(0.0, |r| r.lambda);
     match (config.method, residual) {
+        (Method::Prefix { .. } | Method::Prompt { .. }, _) => {
+            "virtual tokens are no part of any weight: they stand in front of every text".to_owned()
+        }
         (Method::BitFit | Method::Norms, _) => "whole tensors of the model: they stand in for its own".to_owned(),
         (Method::Adapter { .. }, _) => {
             "an adapter is not linear in its input: it cannot be merged into the base weights, with or without SIBO"

@@ -85,6 +85,10 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     feed_forward: Vec<String>,
+    /// Virtual tokens of prefix and prompt [default: 20].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_tokens: Option<usize>,
     /// Biases that are trained beside lora and dora: none, all, targets (those of the targets; PEFT's lora_only) [default:
     /// none].
     #[arg(long)]

@@ -56,6 +56,21 @@ impl Packed {
         Self { ids: ids.into(), offsets: offsets.into(), types: types.into(), images: images.into() }
     }
 
+    /// The same with `count` virtual tokens in front of every sequence, whose ids (0) stand for nothing.
+    #[must_use]
+    pub fn behind_virtual(&self, count: usize) -> Self {
+        let with = |values: &[u32]| -> Vec<u32> {
+            let of = |index: usize| values.get(self.rows(index)).unwrap_or_default().iter().copied();
+            (0..self.sequences()).flat_map(|index| std::iter::repeat_n(0, count).chain(of(index))).collect()
+        };
+        Self {
+            ids: with(&self.ids).into(),
+            offsets: self.offsets.iter().enumerate().map(|(index, offset)| offset + index * count).collect(),
+            types: if self.types.is_empty() { Arc::default() } else { with(&self.types).into() },
+            images: Arc::clone(&self.images),
+        }
+    }
+
     /// The number of sequences.
     #[must_use]
     pub fn sequences(&self) -> usize {

@@ -5,8 +5,8 @@ use super::*;
 use crate::peft::save_adapter;
 use serde_json::json as value;
 
-/// Cases of tests/golden/methods that no test reads yet.
-const WAITING: &[&str] = &["prefix", "prefix_projection", "prompt"];
+/// A prefix that PEFT trains through a projection, of which an adapter file holds the result alone.
+const PROJECTED: &str = "prefix_projection";
 
 fn folder(case: &str) -> PathBuf {
     golden("methods").join(case)
@@ -158,15 +158,16 @@ fn every_method_trains_as_its_reference() {
     let mut cases: Vec<String> = std::fs::read_dir(golden("methods"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name != "model" && !WAITING.contains(&name.as_str()))
+        .filter(|name| name != "model")
         .collect();
     cases.sort();
-    assert!(cases.len() >= 18);
+    assert!(cases.len() >= 21);
     let mut table = String::from(
         "| case | method | against | lambda | states, logits (f32) | gradients (f64) | ten steps of AdamW (f64) |\n\
          |---|---|---|---|---|---|---|\n",
     );
     let mut found = Vec::new();
+    let number = |x: Option<f64>| x.map_or_else(|| "–".to_owned(), |x| format!("{x:.0e}"));
     for case in &cases {
         let stated = json(&folder(case).join("golden.json"));
         let values = tensors(&folder(case).join("golden.safetensors"));
@@ -174,8 +175,13 @@ fn every_method_trains_as_its_reference() {
         // What is stored is rounded to f32.
         assert!(exact < 2e-7, "{case}: f64 {exact:.1e}");
         let states = forward(case, &stated, &values, DType::F32);
-        let [gradients, after] = training(case, &stated, &values);
-        assert!(states < 1e-5 && gradients < 1e-8 && after < 1e-7, "{case}: {states:.1e} {gradients:.1e} {after:.1e}");
+        let trained = (case != PROJECTED).then(|| training(case, &stated, &values));
+        let [gradients, after] = trained.map_or([None; 2], |trained| trained.map(Some));
+        assert!(states < 1e-5, "{case}: {states:.1e}");
+        assert!(
+            gradients.is_none_or(|d| d < 1e-8) && after.is_none_or(|d| d < 1e-7),
+            "{case}: {gradients:?} {after:?}"
+        );
         let real = folder(case).join("adapter_config.json").is_file();
         let lambda = match &stated["lambda"] {
             Value::Null => "–".to_owned(),
@@ -183,11 +189,13 @@ fn every_method_trains_as_its_reference() {
             other => other.to_string(),
         };
         table.push_str(&format!(
-            "| {case} | {} | {} | {lambda} | {states:.0e} | {gradients:.0e} | {after:.0e} |\n",
+            "| {case} | {} | {} | {lambda} | {states:.0e} | {} | {} |\n",
             stated["method"].as_str().unwrap(),
             if real { "peft 0.21" } else { "PyTorch, peft at lambda 0" },
+            number(gradients),
+            number(after),
         ));
-        found.push([states, gradients, after]);
+        found.push([Some(states), gradients, after]);
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/methods.md");
     let page = std::fs::read_to_string(&path).unwrap();
@@ -200,9 +208,12 @@ fn every_method_trains_as_its_reference() {
     let named = |text: &str| text.lines().map(|line| line.split('|').take(5).collect::<String>()).collect::<Vec<_>>();
     assert_eq!(named(&table), named(written), "docs/methods.md has other rows than were compared");
     for (line, found) in written.lines().skip(2).zip(found) {
-        let stated = line.split('|').skip(5).take(3).map(|cell| cell.trim().parse::<f64>().unwrap());
+        let stated = line.split('|').skip(5).take(3).map(|cell| cell.trim().parse::<f64>().ok());
         // Another processor's kernels move the last digits.
-        assert!(stated.zip(found).all(|(stated, found)| found <= (5.0 * stated).max(1e-12)), "{line}: {found:?}");
+        let fits = |(stated, found): (Option<f64>, Option<f64>)| {
+            stated.zip(found).map_or(stated.is_none() && found.is_none(), |(s, f)| f <= (5.0 * s).max(1e-12))
+        };
+        assert!(stated.zip(found).all(fits), "{line}: {found:?}");
     }
 }
 

@@ -44,7 +44,11 @@ impl Transformer {
     ) -> Result<f64, ModelError> {
         let started = Instant::now();
         let head = self.head()?;
-        let (embedded, embedding_tape) = kernels::record(|| self.embed(batch));
+        let leading = self.leading(pass)?;
+        let count = leading.as_ref().map_or(Ok(0), |rows| rows.dim(0))?;
+        let longer = leading.as_ref().map(|_| batch.behind_virtual(count));
+        let batch = longer.as_ref().unwrap_or(batch);
+        let (embedded, embedding_tape) = kernels::record(|| self.embed(batch, leading.as_ref()));
         let embedded = embedded?;
         let state = PassState::new(pass, self, &embedded, batch)?;
         let run = self.run(batch, &state)?;
@@ -63,9 +67,16 @@ impl Transformer {
             };
             kept.push((std::mem::replace(&mut h, next), how_kept));
         }
-        let (states, tape) = kernels::record(|| match &self.final_norm {
-            Some(norm) => self.head_states(&norm.forward(&h)?),
-            None => self.head_states(&h),
+        let (states, tape) = kernels::record(|| {
+            let states = match &self.final_norm {
+                Some(norm) => norm.forward(&h)?,
+                None => h.clone(),
+            };
+            // Virtual tokens predict nothing.
+            match &leading {
+                Some(_) => self.head_states(&kernels::skip_leading(&states, count, &batch.offsets)?),
+                None => self.head_states(&states),
+            }
         });
         let states = states?;
         profile::settle(self.device())?;

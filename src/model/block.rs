@@ -373,6 +373,13 @@ impl Block {
         };
         let [q, k, v] = self.projected(x, state)?;
         let (q, k) = (rotated(q, shape.heads)?, rotated(k, shape.kv_heads)?);
+        let (k, v) = match state.prefix(self.index)? {
+            Some([keys, values]) => (
+                kernels::replace_leading(&k, &keys, &run.batch.offsets)?,
+                kernels::replace_leading(&v, &values, &run.batch.offsets)?,
+            ),
+            None => (k, v),
+        };
         let distances = run.distances.as_ref().map(|distances| self.project(distances, shape, state)).transpose()?;
         let mixed = match &distances {
             Some(distances) => distances.attention([&q, &k, &v], &run.batch.offsets)?,

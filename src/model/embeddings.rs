@@ -19,16 +19,17 @@ pub(super) enum Embedder {
 }
 
 impl Embedder {
-    /// Layer 0 of a batch, in `dtype`.
+    /// Layer 0 of a batch, in `dtype`; `leading` are the rows in the place of the first tokens of every text.
     pub(super) fn forward(
         &self,
         batch: &Packed,
         architecture: &Architecture,
         dtype: DType,
+        leading: Option<&Tensor>,
     ) -> Result<Embedded, ModelError> {
         match self {
             Self::Tokens(_) if !batch.images.is_empty() => Err(ModelError::ReadsTexts { family: architecture.family }),
-            Self::Tokens(tables) => tables.forward(batch, architecture, dtype),
+            Self::Tokens(tables) => tables.forward(batch, architecture, dtype, leading),
             Self::Patches(grid, embedding) => embedding.forward(batch, (architecture, grid), dtype),
         }
     }
@@ -86,6 +87,7 @@ impl Embeddings {
         batch: &Packed,
         architecture: &Architecture,
         dtype: DType,
+        leading: Option<&Tensor>,
     ) -> Result<Embedded, ModelError> {
         let vocab = architecture.vocab_size;
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
@@ -101,6 +103,9 @@ impl Embeddings {
             };
             rows = kernels::scale(&rows, scale)?;
         }
+        if let Some(leading) = leading.filter(|_| !architecture.projects_tokens()) {
+            rows = kernels::replace_leading(&rows, leading, &batch.offsets)?;
+        }
         // What is read as h0 has no gradient, so that the projection of the bare rows needs none.
         let token = match &self.projection {
             None => rows.clone(),
@@ -108,6 +113,9 @@ impl Embeddings {
             Some(projection) => kernels::forget(|| projection.apply(&rows.detach()))?.detach(),
         };
         let mut input = if architecture.projects_tokens() { token.clone() } else { rows };
+        if let Some(leading) = leading.filter(|_| architecture.projects_tokens()) {
+            input = kernels::replace_leading(&input, leading, &batch.offsets)?;
+        }
         if let (Some(table), Positions::Learned { first, padding }) = (&self.positions, &architecture.positions) {
             let rows = positions(batch, *first, *padding, architecture.max_positions)?;
             input = kernels::scaled_add(&input, &kernels::embedding(table, &rows, dtype)?, 1.0)?;

@@ -379,7 +379,30 @@ impl Transformer {
     /// # Errors
     /// A token id outside the vocabulary, a text longer than the learned positions, or what the probe answers.
     pub fn hidden_states(&self, batch: &Packed, pass: &Pass<'_>, probe: &mut dyn Probe) -> Result<Tensor, ModelError> {
-        let embedded = self.embed(batch)?;
+        let leading = self.leading(pass)?;
+        let Some(leading) = &leading else { return self.states(batch, None, pass, probe) };
+        let count = leading.dim(0)?;
+        let longer = batch.behind_virtual(count);
+        let mut behind = BehindVirtual { probe, count, batch };
+        let states = self.states(&longer, Some(leading), pass, &mut behind)?;
+        Ok(kernels::skip_leading(&states, count, &longer.offsets)?)
+    }
+
+    /// What stands in the place of a text's first tokens at layer 0, where virtual ones are put in front of it.
+    pub(super) fn leading(&self, pass: &Pass<'_>) -> Result<Option<Tensor>, ModelError> {
+        let rows = pass.peft.map(|peft| peft.virtual_rows(self.architecture.hidden_size)).transpose()?;
+        Ok(rows.flatten())
+    }
+
+    /// The states of a batch, of whose texts the first tokens may be virtual.
+    fn states(
+        &self,
+        batch: &Packed,
+        leading: Option<&Tensor>,
+        pass: &Pass<'_>,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor, ModelError> {
+        let embedded = self.embed(batch, leading)?;
         let state = PassState::new(pass, self, &embedded, batch)?;
         let h = self.run_blocks(embedded.input, batch, &state, probe)?;
         let Some(final_norm) = &self.final_norm else { return Ok(h) };
@@ -395,7 +418,7 @@ impl Transformer {
     /// # Errors
     /// As [`Self::hidden_states`].
     pub fn h0(&self, batch: &Packed) -> Result<Tensor, ModelError> {
-        Ok(self.embed(batch)?.h0(self.architecture.h0_kind).detach())
+        Ok(self.embed(batch, None)?.h0(self.architecture.h0_kind).detach())
     }
 
     /// What h0 of the kind `token` is for these ids, `[ids, d]`.
@@ -409,11 +432,11 @@ impl Transformer {
         }
         // Positions do not enter, so that every id may stand alone.
         let batch = Packed::from_sequences(&ids.iter().map(|id| [*id]).collect::<Vec<_>>());
-        Ok(self.embed(&batch)?.token.detach())
+        Ok(self.embed(&batch, None)?.token.detach())
     }
 
-    pub(super) fn embed(&self, batch: &Packed) -> Result<Embedded, ModelError> {
-        self.embedder.forward(batch, &self.architecture, self.precision.compute)
+    pub(super) fn embed(&self, batch: &Packed, leading: Option<&Tensor>) -> Result<Embedded, ModelError> {
+        self.embedder.forward(batch, &self.architecture, self.precision.compute, leading)
     }
 
     fn run_blocks(
@@ -487,5 +510,23 @@ impl Transformer {
         let head = self.head()?;
         let states = self.head_states(&self.hidden_states(batch, pass, &mut Silent)?)?;
         Ok(kernels::linear_cross_entropy(&states, head, targets, weights)?)
+    }
+}
+
+/// Shows a probe the states of the texts alone, without the virtual tokens in front.
+struct BehindVirtual<'p> {
+    probe: &'p mut dyn Probe,
+    count: usize,
+    batch: &'p Packed,
+}
+
+impl Probe for BehindVirtual<'_> {
+    fn record(&mut self, site: Site, layer: usize, states: &Tensor, longer: &Packed) -> Result<(), ModelError> {
+        let states = kernels::skip_leading(&states.detach(), self.count, &longer.offsets)?;
+        self.probe.record(site, layer, &states, self.batch)
+    }
+
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.probe.wants(site, layer)
     }
 }

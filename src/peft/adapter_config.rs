@@ -59,6 +59,7 @@ pub(super) struct ConfigFile {
     scaling: Option<f64>,
     placement: Option<Placement>,
     non_linearity: Option<String>,
+    num_virtual_tokens: Option<usize>,
     sibo: Option<SiboSection>,
 }
 
@@ -90,6 +91,8 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
         Method::Adapter { .. } => "BOTTLENECK_ADAPTER",
         Method::BitFit => "BITFIT",
         Method::Norms => "LN_TUNING",
+        Method::Prefix { .. } => "PREFIX_TUNING",
+        Method::Prompt { .. } => "PROMPT_TUNING",
     };
     let prefix = if config.residual.is_some() { SIBO } else { "" };
     let mut json = json!({
@@ -116,6 +119,7 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
             "modules_to_save": saved,
         }),
         Method::BitFit | Method::Norms => json!({"inference_mode": true, "modules_to_save": saved}),
+        Method::Prefix { .. } | Method::Prompt { .. } => virtual_tokens_json(peft, &saved),
     };
     if let (Value::Object(object), Value::Object(of_method)) = (&mut json, of_method) {
         object.extend(of_method);
@@ -131,6 +135,31 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
             };
             object.insert("sibo".to_owned(), json!(section));
         }
+    }
+    json
+}
+
+fn virtual_tokens_json(peft: &Peft, saved: &Value) -> Value {
+    let [tokens, columns] = peft.plan.virtual_table.unwrap_or_default();
+    let (layers, [heads, head_dim]) = (peft.modules.len(), peft.plan.key_heads);
+    let mut json = json!({
+        "num_virtual_tokens": tokens,
+        "num_layers": layers,
+        "num_transformer_submodules": 1,
+        "inference_mode": true,
+        "modules_to_save": saved,
+    });
+    let own = match peft.config.method {
+        // PEFT counts the heads and widths of keys here.
+        Method::Prefix { .. } => json!({
+            "token_dim": heads * head_dim, "num_attention_heads": heads, "encoder_hidden_size": heads * head_dim,
+            "prefix_projection": false,
+        }),
+        _ => json!({"token_dim": columns, "num_attention_heads": heads, "prompt_tuning_init": "RANDOM"}),
+    };
+    if let (Value::Object(json), Value::Object(own)) = (&mut json, own) {
+        json.extend(own);
+        json.shift_remove("target_modules");
     }
     json
 }
@@ -273,6 +302,8 @@ impl ConfigFile {
             }
             "IA3" => Ok(Method::Ia3),
             "BITFIT" => Ok(Method::BitFit),
+            "PREFIX_TUNING" => Ok(Method::Prefix { tokens: self.virtual_tokens(fault)? }),
+            "PROMPT_TUNING" => Ok(Method::Prompt { tokens: self.virtual_tokens(fault)? }),
             "LN_TUNING" => Ok(Method::Norms),
             "BOTTLENECK_ADAPTER" => {
                 if let Some(name) = self.non_linearity.as_deref().filter(|name| *name != "tanh") {
@@ -285,11 +316,15 @@ impl ConfigFile {
                 })
             }
             _ => {
-                let known = "supported are LORA, IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front, LN_TUNING and \
-                    BITFIT";
+                let known = "supported are LORA, IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front, LN_TUNING, \
+                    PREFIX_TUNING, PROMPT_TUNING and BITFIT";
                 fault.unsupported("peft_type", format!("\"{}\"", self.peft_type), known)
             }
         }
+    }
+
+    fn virtual_tokens(&self, fault: &Fault<'_>) -> Result<usize, AdapterError> {
+        self.num_virtual_tokens.ok_or_else(|| fault.missing("num_virtual_tokens"))
     }
 
     fn details(&self, fault: &Fault<'_>) -> Result<Details, AdapterError> {
@@ -333,7 +368,7 @@ impl ConfigFile {
     fn targets(&self, fault: &Fault<'_>, architecture: &Architecture) -> Result<Vec<String>, AdapterError> {
         let Some(stated) = self.target_modules.as_ref().filter(|value| !value.is_null()) else {
             return match self.peft_type.as_str() {
-                "BITFIT" => Ok(Vec::new()),
+                "BITFIT" | "PREFIX_TUNING" | "PROMPT_TUNING" => Ok(Vec::new()),
                 "LN_TUNING" => Ok(Method::Norms.default_targets(architecture)),
                 _ => Err(fault.missing("target_modules")),
             };

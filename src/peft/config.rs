@@ -87,6 +87,16 @@ pub enum Method {
     /// (IA)³ (Liu et al. 2022): a learned factor ℓ for every column of a linear's output, `ℓ·y`, or of its input,
     /// `x + (ℓ−1)·x~`.
     Ia3,
+    /// Prefix tuning (Li and Liang, 2021): learned keys and values in front of every block's own.
+    Prefix {
+        /// Virtual tokens.
+        tokens: usize,
+    },
+    /// Prompt tuning (Lester et al. 2021): learned embeddings in front of the text's.
+    Prompt {
+        /// Virtual tokens.
+        tokens: usize,
+    },
     /// Every bias of the base model, and nothing else (Ben Zaken et al. 2022).
     BitFit,
     /// The weights and biases of norms, and nothing else; targets name norms.
@@ -219,7 +229,16 @@ impl Method {
     /// Whether the method has modules on linears.
     #[must_use]
     pub fn has_modules(&self) -> bool {
-        !matches!(self, Self::BitFit | Self::Norms)
+        !matches!(self, Self::BitFit | Self::Norms | Self::Prefix { .. } | Self::Prompt { .. })
+    }
+
+    /// The virtual tokens in front of every text.
+    #[must_use]
+    pub fn virtual_tokens(&self) -> usize {
+        match *self {
+            Self::Prefix { tokens } | Self::Prompt { tokens } => tokens,
+            _ => 0,
+        }
     }
 
     /// The sizes of a low-rank method, LoRA or DoRA.
@@ -269,7 +288,7 @@ impl Method {
                 Role::AttentionOutput => false,
             },
             (Self::Adapter { .. }, role) => matches!(role, Role::Gate | Role::Up | Role::GateUp),
-            (Self::BitFit | Self::Norms, _) => false,
+            (Self::BitFit | Self::Norms | Self::Prefix { .. } | Self::Prompt { .. }, _) => false,
         };
         architecture.roles().into_iter().filter(released).flat_map(|role| targets_of(architecture, role)).collect()
     }
@@ -298,6 +317,8 @@ impl fmt::Display for Method {
             Self::Lora { rank, alpha, .. } => write!(f, "lora (r {rank}, alpha {alpha})"),
             Self::Dora { rank, alpha, .. } => write!(f, "dora (r {rank}, alpha {alpha})"),
             Self::Ia3 => f.write_str("ia3"),
+            Self::Prefix { tokens } => write!(f, "prefix ({tokens} virtual tokens)"),
+            Self::Prompt { tokens } => write!(f, "prompt ({tokens} virtual tokens)"),
             Self::BitFit => f.write_str("bitfit"),
             Self::Norms => f.write_str("norms"),
             Self::Adapter { bottleneck, placement: Placement::Series, .. } => {

@@ -4,9 +4,9 @@
 //! Python's `peft` loads it. With λ > 0 the `peft_type` is `SIBO_LORA`: real PEFT refuses an unknown type,
 //! while an extra key or renamed tensors would only make it warn and then compute something else.
 
-use super::Peft;
 use super::adapter_config::{CONFIG_FILE, config_json, read_config};
 use super::plan::{PlanError, PlannedModule};
+use super::{Peft, virtual_tokens};
 use crate::model::Transformer;
 use crate::model::weights::{self, WeightsError};
 use crate::persist::{self, PersistError};
@@ -146,6 +146,9 @@ pub fn save_adapter(
             tensors.insert(name, theta.detach());
         }
     }
+    if let Some(table) = &peft.virtual_table {
+        tensors.insert(virtual_tokens::NAME.to_owned(), table.detach());
+    }
     tensors.extend(head.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
     weights::save_tensors(&folder.join(WEIGHTS_FILES[0]), &tensors, Some(("format", "pt")))?;
     let config = config_json(peft, head, base_model);
@@ -210,6 +213,15 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             None => missing.push(name),
         }
     }
+    let mut virtual_table = None;
+    if let Some(shape) = plan.virtual_table {
+        match tensors.remove(virtual_tokens::NAME) {
+            Some(table) => {
+                virtual_table = Some(fitted(&weights_file, &base, virtual_tokens::NAME, table, &shape, model)?);
+            }
+            None => missing.push(virtual_tokens::NAME.to_owned()),
+        }
+    }
     let mut base_values = BTreeMap::new();
     for wanted in &plan.base {
         let name = format!("{PREFIX}{}", wanted.file);
@@ -240,6 +252,7 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
     let mut peft = Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())?;
     peft.set_thetas(&thetas);
     peft.base = base_values;
+    peft.virtual_table = virtual_table;
     peft.head = head.into_iter().map(|(name, tensor)| (name.trim_start_matches(PREFIX).to_owned(), tensor)).collect();
     Ok(peft)
 }

@@ -15,6 +15,9 @@ pub enum MergeError {
     /// Their branch is not linear in what it reads.
     #[error("an adapter with tanh inside is not linear in its input and cannot be merged into the weights")]
     NotLinear,
+    /// They are no part of any weight.
+    #[error("virtual tokens stand in front of the text and are no part of any weight; run the adapter as it is")]
+    InFront,
     /// A factor of the whole output stands before a term that depends on the token.
     #[error(
         "{method} with the initial residual cannot be merged: its factors rescale a term that depends on the token beside the \
@@ -71,6 +74,7 @@ impl Peft {
         let residual = self.config.residual.filter(|_| !mixed.is_empty());
         match (self.config.method, residual) {
             (Method::Adapter { .. }, _) => return Err(MergeError::NotLinear),
+            (Method::Prefix { .. } | Method::Prompt { .. }, _) => return Err(MergeError::InFront),
             (Method::Dora { .. } | Method::Ia3, Some(_)) => {
                 return Err(MergeError::Rescaled { method: self.config.method.to_string() });
             }

@@ -12,6 +12,7 @@ mod module;
 mod plan;
 mod python;
 mod released;
+mod virtual_tokens;
 
 pub use base::BaseTensor;
 pub use branch_pass::{BranchObserver, BranchPass};
@@ -48,6 +49,9 @@ pub struct Peft {
     doses: Option<Vec<Dose>>,
     /// Weights of the base model that were trained with the modules, by their names in its files.
     base: BTreeMap<String, Tensor>,
+    /// Virtual tokens in front of every text: their embeddings `[virtual, d]`, or their keys and values,
+    /// `[virtual, blocks · 2 · key width]`.
+    virtual_table: Option<Tensor>,
     /// A head for classes that was trained with the modules, by its names in the model's files; hidden states do not need it.
     head: BTreeMap<String, Tensor>,
     /// Golden tests state what the λ term reads where we would draw it.
@@ -69,6 +73,9 @@ impl Peft {
             Self::build(model, config, plan, |planned, linear| Module::initial(planned, dropout, seed, place, linear))?;
         for module in peft.modules.iter_mut().flatten().flatten().filter(|module| module.planned.theta.is_some()) {
             module.theta = Some(theta.clone());
+        }
+        if let Some(shape) = peft.plan.virtual_table {
+            peft.virtual_table = Some(virtual_tokens::initial(model, peft.config.method, shape, seed)?);
         }
         Ok(peft)
     }
@@ -148,6 +155,7 @@ impl Peft {
             modules,
             doses: doses.filter(|doses| !doses.is_empty()),
             base: BTreeMap::new(),
+            virtual_table: None,
             head: BTreeMap::new(),
             config,
             #[cfg(test)]
@@ -179,6 +187,7 @@ impl Peft {
         let thetas = self.iter().filter_map(|m| Some((files::theta_name(&m.planned)?, m.theta.clone()?))).collect();
         peft.set_thetas(&thetas);
         peft.base.clone_from(&self.base);
+        peft.virtual_table.clone_from(&self.virtual_table);
         Ok(peft)
     }
 
@@ -198,14 +207,21 @@ impl Peft {
                 *tensor = variable.as_tensor().clone();
             }
         }
+        if let Some(table) = &mut self.virtual_table {
+            let variable = Var::from_tensor(table)?;
+            *table = variable.as_tensor().clone();
+            variables.insert(virtual_tokens::NAME.to_owned(), variable);
+        }
         Ok(variables)
     }
 
     /// The names of the tensors in an adapter file.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
-        self.iter().flat_map(|module| {
-            files::tensor_names(&module.planned).into_iter().chain(files::theta_name(&module.planned))
-        })
+        self.iter()
+            .flat_map(|module| {
+                files::tensor_names(&module.planned).into_iter().chain(files::theta_name(&module.planned))
+            })
+            .chain(self.plan.virtual_table.map(|_| virtual_tokens::NAME.to_owned()))
     }
 
     /// The same modules with tensors that record no gradient.
@@ -215,6 +231,7 @@ impl Peft {
         for module in frozen.modules.iter_mut().flatten().flatten() {
             module.tensors.iter_mut().chain(&mut module.theta).for_each(|tensor| *tensor = tensor.detach());
         }
+        frozen.virtual_table.iter_mut().for_each(|table| *table = table.detach());
         frozen
     }
 
@@ -306,6 +323,11 @@ impl<'a> PassState<'a> {
         // The micro-batches of tokens are counted from the other end.
         let dropout = self.dropout.map(|key| DropoutKey { micro_batch: !key.micro_batch, ..key });
         Self { peft: self.peft, dropout, residual: None, observed: None }
+    }
+
+    /// Keys and values that stand in front of a block's own, `[virtual, key width]` each.
+    pub(crate) fn prefix(&self, layer: usize) -> candle_core::Result<Option<[Tensor; 2]>> {
+        self.peft.map_or(Ok(None), |peft| peft.prefix(layer))
     }
 
     pub(crate) fn module(&self, layer: usize, role: Role) -> Option<&'a Module> {

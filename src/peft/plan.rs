@@ -190,6 +190,14 @@ pub enum PlanError {
         /// The method.
         method: String,
     },
+    /// Virtual tokens where none can stand in front.
+    #[error("{method}: virtual tokens stand in front of what a decoder reads; a {family} model is not supported")]
+    NotInFront {
+        /// The method.
+        method: String,
+        /// The family.
+        family: &'static str,
+    },
     /// A method that finds nothing of its kind.
     #[error("{method}: the model has nothing of that kind to train; choose another method or other targets")]
     NothingToTrain {
@@ -216,6 +224,10 @@ pub struct Plan {
     pub modules: Vec<PlannedModule>,
     /// What of the base model is trained beside them.
     pub base: Vec<BaseTensor>,
+    /// Rows and columns of the table of virtual tokens, where the method has one.
+    pub virtual_table: Option<[usize; 2]>,
+    /// Key heads and their width.
+    pub key_heads: [usize; 2],
     /// Whether the model predicts the next token.
     pub causal: bool,
     /// Whether the model's files hold its linears as `[in, out]`.
@@ -269,6 +281,8 @@ impl Plan {
             None => Ok(Self {
                 base: whole_modules_found(config, base_tensors(architecture, config, &modules))?,
                 modules,
+                virtual_table: None,
+                key_heads: [architecture.kv_heads, architecture.head_dim],
                 causal: architecture.causal,
                 transposed: architecture.transposed,
             }),
@@ -280,11 +294,33 @@ impl Plan {
         if config.residual.is_some() {
             return Err(PlanError::NothingReads { method: config.method.to_string() });
         }
+        let virtual_table = match config.method {
+            Method::Prefix { tokens } => {
+                Some([tokens, 2 * architecture.layers * architecture.kv_heads * architecture.head_dim])
+            }
+            Method::Prompt { tokens } => Some([tokens, architecture.hidden_size]),
+            _ => None,
+        };
+        if let Some([tokens, _]) = virtual_table {
+            if !architecture.causal || architecture.names.shared > 1 {
+                return Err(PlanError::NotInFront { method: config.method.to_string(), family: architecture.family });
+            }
+            if tokens == 0 || tokens > WIDEST {
+                out_of_range("virtual-tokens", tokens.to_string(), "from 1 to 65536")?;
+            }
+        }
         let base = whole_modules_found(config, base_tensors(architecture, config, &[]))?;
-        if base.is_empty() {
+        if base.is_empty() && virtual_table.is_none() {
             return Err(PlanError::NothingToTrain { method: config.method.to_string() });
         }
-        Ok(Self { modules: Vec::new(), base, causal: architecture.causal, transposed: architecture.transposed })
+        Ok(Self {
+            modules: Vec::new(),
+            base,
+            virtual_table,
+            key_heads: [architecture.kv_heads, architecture.head_dim],
+            causal: architecture.causal,
+            transposed: architecture.transposed,
+        })
     }
 
     /// Trainable numbers of the whole plan.
@@ -292,7 +328,10 @@ impl Plan {
     pub fn trainable(&self) -> u64 {
         let thetas: BTreeSet<&String> = self.modules.iter().filter_map(|m| m.theta.as_ref()).collect();
         let base = self.base.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>();
-        self.modules.iter().map(|m| m.trainable).sum::<u64>() + thetas.len() as u64 + base
+        self.modules.iter().map(|m| m.trainable).sum::<u64>()
+            + thetas.len() as u64
+            + base
+            + self.virtual_table.map_or(0, |[rows, columns]| (rows * columns) as u64)
     }
 
     /// How many modules receive the residual.
@@ -383,7 +422,7 @@ fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
 
 fn form(config: &PeftConfig, patterns: &Patterns, path: &str) -> Result<Form, PlanError> {
     Ok(match config.method {
-        Method::Ia3 | Method::BitFit | Method::Norms => Form::Factors,
+        Method::Ia3 | Method::BitFit | Method::Norms | Method::Prefix { .. } | Method::Prompt { .. } => Form::Factors,
         Method::Adapter { bottleneck, scale, .. } => Form::Bottleneck { width: bottleneck, scale },
         Method::Lora { rank, alpha, dropout, rank_stabilised }
         | Method::Dora { rank, alpha, dropout, rank_stabilised } => {

@@ -36,6 +36,8 @@ pub struct TrainConfig {
     pub alpha_pattern: Vec<String>,
     /// Targets of (IA)³ whose input is rescaled; empty: those that read a token state or the feed-forward's inner activation.
     pub feed_forward: Vec<String>,
+    /// Virtual tokens of prefix and prompt tuning.
+    pub virtual_tokens: usize,
     /// Which biases are trained beside LoRA.
     pub bias: Biases,
     /// Modules of the base model that are trained whole.
@@ -137,6 +139,7 @@ impl Default for TrainConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             feed_forward: Vec::new(),
+            virtual_tokens: 20,
             bias: Biases::None,
             modules_to_save: Vec::new(),
             dropout: 0.05,
@@ -200,6 +203,10 @@ pub enum MethodName {
     Houlsby,
     /// Bottleneck adapters after the feed-forward (Pfeiffer et al. 2020).
     Pfeiffer,
+    /// Learned keys and values in front of every block's own.
+    Prefix,
+    /// Learned embeddings in front of the text's.
+    Prompt,
     /// Every bias.
     Bitfit,
     /// The weights and biases of norms.
@@ -254,6 +261,8 @@ impl TrainConfig {
             MethodName::Lora => Method::Lora { rank, alpha, dropout, rank_stabilised },
             MethodName::Dora => Method::Dora { rank, alpha, dropout, rank_stabilised },
             MethodName::Ia3 => Method::Ia3,
+            MethodName::Prefix => Method::Prefix { tokens: self.virtual_tokens },
+            MethodName::Prompt => Method::Prompt { tokens: self.virtual_tokens },
             MethodName::Bitfit => Method::BitFit,
             MethodName::Norms => Method::Norms,
             MethodName::Adapter | MethodName::Houlsby | MethodName::Pfeiffer => self.adapter(Placement::Series),
@@ -396,6 +405,12 @@ impl TrainConfig {
         }
         if self.method == MethodName::Full && !self.modules_to_save.is_empty() {
             return fail("modules-to-save", unread(&self.modules_to_save), "left out: full trains every module");
+        }
+        if matches!(self.method, MethodName::Prefix | MethodName::Prompt)
+            && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty())
+        {
+            let range = "0 for prefix and prompt: their parameters read no token that h0 could be mixed into";
+            return fail("sibo-lambda", self.sibo_lambda.to_string(), range);
         }
         if matches!(self.method, MethodName::Bitfit | MethodName::Norms)
             && (self.sibo_lambda > 0.0 || !self.sibo_lambdas.is_empty())

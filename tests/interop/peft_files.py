@@ -11,7 +11,8 @@ refuse  For a folder whose peft_type begins with SIBO_: exit 0 and the error on 
         loads it, or fails for a reason that has nothing to do with the type.
 make    Writes into DIR an adapter of KIND made by the real PEFT, with random values where it would begin as nothing, and
         DIR/expected.safetensors with `ids`, `logits` and `base_logits` as above. Kinds: lora (r 4, alpha 10, so scale 2.5;
-        q, k, v, up, down), patterns (rsLoRA, ranks and alphas by pattern, the head whole), dora, ia3, norms.
+        q, k, v, up, down), patterns (rsLoRA, ranks and alphas by pattern, the head whole), dora, ia3, norms,
+        prefix, prompt.
 
 The ids are `(7 i^2 + 3 i + 1) mod vocab` for i = 0..18, so that both sides can know them without a file.
 Exit codes: 0 as hoped, 1 not, 2 usage. The network is never used.
@@ -26,7 +27,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config, LNTuningConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+)  # fmt: skip
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
@@ -42,7 +45,8 @@ def save_logits(model, vocab, path):
     """Logits of the fixed ids with the adapter and without."""
     ids = torch.tensor([(7 * i * i + 3 * i + 1) % vocab for i in range(19)])
     with torch.no_grad():
-        logits = model(input_ids=ids[None]).logits[0]
+        # Virtual tokens in front have logits too.
+        logits = model(input_ids=ids[None]).logits[0][-len(ids) :]
         with model.disable_adapter():
             base = model(input_ids=ids[None]).logits[0]
     if torch.equal(logits, base):
@@ -92,6 +96,8 @@ def config_of(kind):
         "norms": lambda: LNTuningConfig(
             target_modules=["input_layernorm", "post_attention_layernorm", "norm"], task_type="CAUSAL_LM"
         ),
+        "prefix": lambda: PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "prompt": lambda: PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     }[kind]()
 
 

@@ -25,6 +25,7 @@ mod dropout;
 mod embedding;
 mod gated;
 mod layer_norm;
+mod leading_rows;
 mod linear;
 mod mixing;
 mod rescale;

@@ -42,6 +42,7 @@ pub(super) fn all() -> Vec<Case> {
     all.extend(element_wise());
     all.extend(norms());
     all.extend(learned_factors());
+    all.extend(leading_rows());
     all.extend(tables());
     all.extend([attention(true), attention(false), bent_attention(), disentangled_attention()]);
     all.extend(losses());
@@ -226,6 +227,45 @@ fn element_wise() -> Vec<Case> {
             |all| {
                 let x = values::<1>(all)[0].iter().zip(0..);
                 x.map(|(x, i)| if formulas::uniform(KEY, i) < DROPPED { 0.0 } else { x / (1.0 - DROPPED) }).collect()
+            },
+        ),
+    ]
+}
+
+/// Virtual tokens in front of sequences of 4 and 1 tokens and theirs.
+fn leading_rows() -> Vec<Case> {
+    const SEQUENCES: [usize; 3] = [0, 4, 6];
+    const VIRTUAL: usize = 2;
+    let offsets: Arc<[usize]> = SEQUENCES.into();
+    let again = Arc::clone(&offsets);
+    fn place(row: usize) -> Option<usize> {
+        let start = if row < 4 { 0 } else { 4 };
+        Some(row - start).filter(|place| *place < VIRTUAL)
+    }
+    vec![
+        case(
+            ("replace_leading", ""),
+            [input(&[6, WIDTH], 1), input(&[VIRTUAL, WIDTH], 2)],
+            0.0,
+            move |[x, table]| kernels::replace_leading(x, table, &offsets),
+            |all| {
+                let [x, table] = values(all);
+                let row = |row: usize| match place(row) {
+                    Some(place) => table.get(place * WIDTH..(place + 1) * WIDTH),
+                    None => x.get(row * WIDTH..(row + 1) * WIDTH),
+                };
+                (0..6).flat_map(|index| row(index).unwrap_or_default().to_vec()).collect()
+            },
+        ),
+        case(
+            ("skip_leading", ""),
+            [input(&[6, WIDTH], 1)],
+            0.0,
+            move |[x]| kernels::skip_leading(x, VIRTUAL, &again),
+            |all| {
+                let [x] = values(all);
+                let kept = (0..6).filter(|row| place(*row).is_none());
+                kept.flat_map(|row| x.get(row * WIDTH..(row + 1) * WIDTH).unwrap_or_default().to_vec()).collect()
             },
         ),
     ]

@@ -156,7 +156,7 @@ fn doses_change_no_file_and_are_refused_where_they_make_no_sense() {
         assert_eq!(std::fs::read(a.path().join(name)).unwrap(), std::fs::read(b.path().join(name)).unwrap());
     }
     let error = |peft: &Peft, doses: &[Dose]| peft.with_doses(doses).unwrap_err().to_string();
-    assert_eq!(error(&peft, &doses[..2]), "2 doses were given for 3 blocks; give one for each");
+    assert_eq!(error(&peft, &doses[..2]), "2 values of lambda were given for 3 blocks; give one for each");
     assert_eq!(error(&peft, &[dose(0.1), dose(1.5), dose(0.1)]), "lambda is 1.5; it must be in [0, 1]");
     assert!(error(&peft, &[dose(f64::NAN); 3]).starts_with("lambda is NaN"));
     assert!(error(&adapter(&model, None), &doses).contains("name the policy"));

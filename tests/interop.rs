@@ -95,7 +95,6 @@ fn real_peft_loads_our_adapters_and_gives_our_logits() {
     for (name, options) in [
         ("lora", ""),
         ("rslora", "--rslora --rank-pattern q_proj=2,layers.1.mlp.up_proj=6 --alpha-pattern down_proj=3"),
-        ("head", "--modules-to-save lm_head"),
         ("dora", "--method dora"),
         ("ia3", "--method ia3"),
         ("norms", "--method norms"),

@@ -188,7 +188,7 @@ mod tests {
             (0..11).flat_map(|row| leading(row).map_or(&rows[row], |place| &table_rows[place]).clone()).collect();
         check::close(&replaced(&[check::strided(&x), check::offset(&table)]).unwrap(), &want, 0.0);
         let rest: Vec<f64> = (0..11).filter(|row| leading(*row).is_none()).flat_map(|row| rows[row].clone()).collect();
-        check::close(&skipped(&[x.clone()]).unwrap(), &rest, 0.0);
+        check::close(&skipped(std::slice::from_ref(&x)).unwrap(), &rest, 0.0);
         check::gradients(&[&x, &table], replaced);
         check::gradients(&[&x], skipped);
         check::untracked(&[&x, &table], Untracked(0), replaced);

@@ -279,7 +279,9 @@ fn adapters_that_do_not_fit() {
     change(&config, "\"lambda\": 0.2", "\"lambda\": 7");
     use_it(&["adapter_config.json", "in [0, 1]"]);
     change(&config, "\"use_dora\": false", "\"use_dora\": true");
-    use_it(&["adapter_config.json", "use_dora", "not supported"]);
+    use_it(&["adapter_model.safetensors", "missing", "lora_magnitude_vector"]);
+    change(&config, "\"bias\": \"none\"", "\"bias\": \"some\"");
+    use_it(&["adapter_config.json", "bias", "not supported"]);
     change(&config, "\"q_proj\",", "\"q_proj\", \"o_proj\",");
     use_it(&["adapter_model.safetensors", "missing", "o_proj"]);
     change(&config, "\"q_proj\",", "\"query\",");

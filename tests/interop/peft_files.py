@@ -11,8 +11,7 @@ refuse  For a folder whose peft_type begins with SIBO_: exit 0 and the error on 
         loads it, or fails for a reason that has nothing to do with the type.
 make    Writes into DIR an adapter of KIND made by the real PEFT, with random values where it would begin as nothing, and
         DIR/expected.safetensors with `ids`, `logits` and `base_logits` as above. Kinds: lora (r 4, alpha 10, so scale 2.5;
-        q, k, v, up, down), patterns (rsLoRA, ranks and alphas by pattern, the head whole), dora, ia3, norms,
-        prefix, prompt.
+        q, k, v, up, down), patterns (rsLoRA, ranks and alphas by pattern), dora, ia3, norms, prefix, prompt.
 
 The ids are `(7 i^2 + 3 i + 1) mod vocab` for i = 0..18, so that both sides can know them without a file.
 Exit codes: 0 as hoped, 1 not, 2 usage. The network is never used.
@@ -88,7 +87,7 @@ def config_of(kind):
     patterns = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"down_proj": 3}}
     return {
         "lora": lambda: LoraConfig(**shared),
-        "patterns": lambda: LoraConfig(**shared, **patterns, use_rslora=True, modules_to_save=["lm_head"]),
+        "patterns": lambda: LoraConfig(**shared, **patterns, use_rslora=True),
         "dora": lambda: LoraConfig(**shared, use_dora=True),
         "ia3": lambda: IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
@@ -104,8 +103,6 @@ def config_of(kind):
 def make(folder, model_folder, kind):
     base = base_model(model_folder)
     vocab = base.config.vocab_size
-    if base.config.tie_word_embeddings and kind == "patterns":
-        raise SystemExit("the head is tied: its own weight cannot be saved")
     model = get_peft_model(base, config_of(kind)).eval()
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():

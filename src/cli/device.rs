@@ -86,8 +86,8 @@ pub(super) fn kind(device: &Device) -> &'static str {
 /// is another, and the kind of device where it is not the CPU.
 pub(super) fn computed(precision: Precision, device: &Device) -> String {
     let mut text = precision.compute.as_str().to_owned();
-    if precision.base != precision.compute {
-        text = format!("{text} from {}", precision.base.as_str());
+    if precision.base != precision.compute || precision.quantised.is_some() {
+        text = format!("{text} from {}", precision.base_name());
     }
     match kind(device) {
         "" => text,
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn what_was_always_so_is_recorded_as_always() {
-        let mixed = Precision { base: DType::BF16, compute: DType::F32 };
+        let mixed = Precision { base: DType::BF16, compute: DType::F32, quantised: None };
         assert_eq!(computed(DType::F32.into(), &Device::Cpu), "f32");
         assert_eq!(computed(mixed, &Device::Cpu), "f32 from bf16");
         assert_eq!((name(&Device::Cpu).as_str(), kind(&Device::Cpu)), ("cpu", ""));

@@ -169,7 +169,7 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         .set("layers_convention", "0 embedding, 1..L blocks")
         .set("device", device::name(&place))
         .set("dtype", precision.compute.as_str())
-        .set("base_dtype", precision.base.as_str());
+        .set("base_dtype", precision.base_name());
     manifest.write(&args.out)?;
     print_table(&rows);
     if !quiet {

@@ -233,7 +233,7 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set(results::FILES, settled.files)
         .set("device", done.device)
         .set("dtype", args.precision().compute.as_str())
-        .set("base_dtype", args.precision().base.as_str());
+        .set("base_dtype", args.precision().base_name());
     manifest.write(&args.out)?;
     follow::remove_progress(&args.out)?;
     // What only the split asked for stands in its tables.

@@ -332,6 +332,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         "--method full: the biases by distance of a {} model are not trained here; choose another method",
         model.transformer.architecture().family
     );
+    ensure!(
+        precision.quantised.is_none() || config.modules_to_save.is_empty(),
+        "--base-dtype {}: a quantised module cannot be trained whole; leave --modules-to-save out",
+        precision.base_name()
+    );
     // A model that cannot be trained leaves no folder.
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     let objective = match &labelled {
@@ -365,7 +370,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         out: PathBuf::new(),
         device: device::kind(&place).to_owned(),
         checkpointing: false,
-        base_dtype: if precision.base == precision.compute { BaseDtypeName::Auto } else { config.base_dtype },
+        base_dtype: if precision.base == precision.compute && precision.quantised.is_none() {
+            BaseDtypeName::Auto
+        } else {
+            config.base_dtype
+        },
         ..config.clone()
     };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
@@ -380,7 +389,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         .set("steps", trainer.total_steps())
         .set("device", device::name(&place))
         .set("dtype", precision.compute.as_str())
-        .set("base_dtype", precision.base.as_str())
+        .set("base_dtype", precision.base_name())
         .set("trained_dtype", precision.trained().as_str())
         .set("status", "running");
     if let Some(classes) = classes {
@@ -546,7 +555,6 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
         say!("{note}");
     }
     let trainer = Trainer::new(config, subject, data, None)?;
-    let architecture = subject.model().architecture();
     if let Some(peft) = subject.peft() {
         say!(
             "{}; residual mixed into {} of {} modules",
@@ -561,7 +569,7 @@ fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[S
     }
     let bytes = |dtype: DType| dtype.size_in_bytes() as u64;
     let precision = subject.model().precision();
-    let weights = architecture.parameter_count() * bytes(precision.base);
+    let weights = subject.model().bytes();
     let trained = subject.trainable() as u64 * bytes(precision.trained());
     let base = if subject.peft().is_some() { weights } else { 0 };
     let (mut micro_batches, _) = trainer.micro_batches(0);

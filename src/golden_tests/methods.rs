@@ -288,3 +288,53 @@ fn a_token_without_an_embedding_has_no_direction_and_no_number_is_lost() {
 fn values_of(tensor: &Tensor) -> Vec<f64> {
     tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
+
+#[test]
+fn a_quantised_base_is_the_model_of_its_blocks() {
+    use crate::model::{LoadedModel, Precision, Role};
+    use candle_core::quantized::GgmlDType;
+    for (dtype, most) in [(GgmlDType::Q8_0, 0.35), (GgmlDType::Q4_0, 0.22)] {
+        let precision = Precision { base: DType::F32, compute: DType::F32, quantised: Some(dtype) };
+        let quantised = LoadedModel::embedded(precision, &Device::Cpu).unwrap().transformer;
+        let whole = LoadedModel::embedded(DType::F32, &Device::Cpu).unwrap().transformer;
+        let a = whole.architecture();
+        let mut numbers = BTreeMap::new();
+        let mut bytes = [0usize; 2];
+        for layer in 0..a.layers {
+            for role in Role::ALL.into_iter().filter(|role| a.has(*role)) {
+                let linear = quantised.linear(layer, role).unwrap();
+                bytes[0] += linear.quantised_bytes();
+                bytes[1] += 4 * linear.weight().unwrap().elem_count();
+                numbers.insert(format!("{}.weight", a.linear_path(layer, role)), linear.weight().unwrap());
+            }
+        }
+        assert!(bytes[0] > 0 && (bytes[0] as f64) < most * bytes[1] as f64, "{bytes:?}");
+        let plain = whole.with_tensors(&numbers);
+        let sequences: Vec<Vec<u32>> = vec![vec![1, 9, 17, 4, 30], vec![1, 5, 8]];
+        let batch = Packed::from_sequences(&sequences);
+        let logits = |model: &Transformer| model.logits(&batch, &Pass::default()).unwrap();
+        close("quantised", &logits(&quantised), &logits(&plain), 1e-6);
+        assert!(relative_error(&logits(&plain), &logits(&whole)) > 1e-3, "the blocks round");
+        // h0 is mixed in here too, and every gradient is that of the numbers.
+        let method = Method::Lora { rank: 4, alpha: 10.0, dropout: 0.0, rank_stabilised: false };
+        let residual = ResidualConfig {
+            lambda: 0.3,
+            policy: crate::peft::Policy::All,
+            arm: Arm::H0,
+            h0_kind: a.h0_kind,
+            seed: 0,
+            learned: None,
+        };
+        let config = PeftConfig::new(method, method.default_targets(a), Some(residual));
+        let found = |model: Transformer| {
+            let peft = Peft::initial(&model, config.clone(), 3).unwrap();
+            let subject = Subject::adapter(model, peft).unwrap();
+            let examples = examples(&sequences);
+            gradients(&subject, &[examples.iter().collect()], None, 1).unwrap().0
+        };
+        let (of_blocks, of_numbers) = (found(quantised), found(plain));
+        for (name, gradient) in of_numbers.iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+            close(name, &of_blocks[name], gradient, 1e-4);
+        }
+    }
+}

@@ -5,6 +5,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::element::{Element, Locked, by_dtype, matrix_dims, same_dtype, tensor, values};
+use super::frozen::FrozenWeight;
 use super::gemm::{Matrix, Threads, gemm, product, scaled_product};
 use super::mixed::{self, widened};
 use super::tape::{self, Reads};
@@ -83,12 +84,12 @@ pub fn linear_with_branch(
         }
         None => None,
     };
-    branch(x, Some((weight.contiguous()?, bias)), inner, up, scale)
+    branch(x, Some((FrozenWeight::Plain(weight.contiguous()?), bias)), inner, up, scale)
 }
 
-fn branch(
+pub(super) fn branch(
     x: &Tensor,
-    frozen: Option<(Tensor, Option<Tensor>)>,
+    frozen: Option<(FrozenWeight, Option<Tensor>)>,
     inner: &Tensor,
     up: &Tensor,
     scale: f64,
@@ -98,7 +99,7 @@ fn branch(
     let (rows, width) = matrix_dims(NAME, "inner", inner)?;
     let (outputs, columns) = matrix_dims(NAME, "up", up)?;
     let wanted = match &frozen {
-        Some((weight, _)) => weight.dim(0)?,
+        Some((weight, _)) => weight.dims2()?.0,
         None => inputs,
     };
     if rows != n || columns != width || outputs != wanted {
@@ -207,7 +208,7 @@ impl CustomOp2 for MixedLinear {
 
 pub(super) struct AddBranch {
     /// The weight and bias that `x` goes through first; without, it is added as it is.
-    pub(super) frozen: Option<(Tensor, Option<Tensor>)>,
+    pub(super) frozen: Option<(FrozenWeight, Option<Tensor>)>,
     pub(super) scale: f64,
 }
 
@@ -225,8 +226,9 @@ impl AddBranch {
                 out.iter_mut().zip(parallel::from(x, at)).for_each(|(out, &x)| *out = x);
             }),
             Some((weight, bias)) => {
+                let weight = weight.numbers()?;
                 let inputs = weight.dim(1)?;
-                let locked = Locked::new(weight);
+                let locked = Locked::new(&weight);
                 let weight = locked.widened::<T>()?;
                 let weight = Matrix::new(&weight, outputs, inputs, inputs);
                 let x = Matrix::new(x, n, inputs, inputs);
@@ -255,8 +257,9 @@ impl AddBranch {
             gradients[0] = Some(match &self.frozen {
                 None => gradient.clone(),
                 Some((weight, _)) => {
+                    let weight = weight.numbers()?;
                     let inputs = weight.dim(1)?;
-                    let weight = Locked::new(weight);
+                    let weight = Locked::new(&weight);
                     let weight = weight.widened()?;
                     let weight = Matrix::new(&weight, outputs, inputs, inputs);
                     tensor(product(rows, weight, Threads::All)?, x)?

@@ -38,7 +38,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 pub(super) struct Linear;
 
-fn forward<T: Element>(x: &[T], weight: &[T], bias: Option<&[T]>, n: usize, shape: (usize, usize)) -> Result<Vec<T>> {
+pub(super) fn forward<T: Element>(
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    n: usize,
+    shape: (usize, usize),
+) -> Result<Vec<T>> {
     let (outputs, inputs) = shape;
     let (x, weight) = (Matrix::new(x, n, inputs, inputs), Matrix::new(weight, outputs, inputs, inputs));
     let Some(bias) = bias else { return product(x, weight.t(), Threads::All) };

@@ -20,6 +20,7 @@ mod disentangled_task;
 mod dropout;
 mod element;
 mod embedding;
+mod frozen;
 mod gated;
 mod gemm;
 mod layer_norm;
@@ -53,6 +54,7 @@ pub use cross_entropy::{HeadWeights, linear_cross_entropy, token_losses, token_l
 pub use disentangled::{DisentangledShape, disentangled_attention};
 pub use dropout::dropout;
 pub use embedding::embedding;
+pub use frozen::{FrozenWeight, frozen_linear, frozen_with_branch};
 pub use gated::gated;
 pub use gemm::peak_rate;
 pub use layer_norm::layer_norm;

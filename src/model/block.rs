@@ -8,7 +8,7 @@ use super::linear::Linear;
 use super::norm::Norm;
 use super::rotary::Rotation;
 use crate::data::Packed;
-use crate::kernels::{self, Activation, AttentionShape, Columns, RelativeBias};
+use crate::kernels::{self, Activation, AttentionShape, Columns, FrozenWeight, RelativeBias};
 use crate::peft::PassState;
 use crate::probe::{Probe, Site};
 use candle_core::Tensor;
@@ -190,7 +190,10 @@ impl Block {
         };
         for linear in attention.into_iter().chain([output]).chain(feed_forward).chain([down]) {
             let path = names.in_block(*index, names.linear(linear.role));
-            all.push((format!("{path}.weight"), &mut linear.weight));
+            // What is quantised is never trained, and has no tensor that could be.
+            if let FrozenWeight::Plain(weight) = &mut linear.weight {
+                all.push((format!("{path}.weight"), weight));
+            }
             all.extend(linear.bias.as_mut().map(|bias| (format!("{path}.bias"), bias)));
         }
         all

@@ -14,8 +14,8 @@ use super::precision::Precision;
 use super::rotary::RotaryTables;
 use super::transformer::{HeadTensors, Transformer};
 use super::weights::TensorSource;
-use crate::kernels::{self, Columns};
-use candle_core::{Device, Tensor};
+use crate::kernels::{self, Columns, FrozenWeight};
+use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -158,6 +158,10 @@ impl Reader<'_> {
         let bias = self.tensor_if(self.architecture.has_bias(role), &format!("{path}.bias"))?;
         let weight = self.tensor(&format!("{path}.weight"))?;
         let weight = if self.architecture.transposed { weight.t()?.contiguous()? } else { weight };
+        let weight = match self.precision.quantised {
+            Some(dtype) => FrozenWeight::quantised(weight.to_dtype(DType::F32)?, dtype)?,
+            None => FrozenWeight::Plain(weight),
+        };
         Ok(Linear { layer, role, weight, bias })
     }
 

@@ -313,7 +313,16 @@ impl Transformer {
         other
     }
 
-    /// Every weight by Hugging Face's names.
+    /// What the weights take in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let plain: usize = self.clone().tensors().values().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum();
+        let all = (0..self.architecture.layers).step_by(self.architecture.names.shared.max(1));
+        let linears = all.flat_map(|layer| Role::ALL.into_iter().filter_map(move |role| self.linear(layer, role)));
+        (plain + linears.map(Linear::quantised_bytes).sum::<usize>()) as u64
+    }
+
+    /// Every weight by Hugging Face's names; what is quantised is not among them.
     #[must_use]
     pub fn tensors(&mut self) -> BTreeMap<String, Tensor> {
         self.tensors_mut().into_iter().map(|(name, tensor)| (name, tensor.detach())).collect()

@@ -88,7 +88,7 @@ impl Peft {
             let planned = &module.planned;
             let Some(linear) = base.linear(planned.layer, planned.role) else { continue };
             let kept = 1.0 - self.lambda_of(module)?;
-            let (weight, bias) = merged_linear(module, &linear.weight().detach(), linear.bias(), kept)?;
+            let (weight, bias) = merged_linear(module, &linear.weight()?.detach(), linear.bias(), kept)?;
             let path = model.architecture().linear_path(planned.layer, planned.role);
             tensors.insert(format!("{path}.weight"), weight);
             tensors.extend(bias.map(|bias| (format!("{path}.bias"), bias)));

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const MIXED: Precision = Precision { base: DType::BF16, compute: DType::F32 };
+const MIXED: Precision = Precision { base: DType::BF16, compute: DType::F32, quantised: None };
 
 /// The weights of a file, rounded to bf16 and widened again.
 struct Rounded(Weights);
@@ -145,7 +145,7 @@ fn a_step_in_bf16_is_that_of_f32_within_its_roundings() {
     for config in configs() {
         // Full fine-tuning: masters in f32 that are read in bf16.
         let base = if config.is_some() { DType::BF16 } else { DType::F32 };
-        let in_bf16 = load(&golden("gqa_tied"), Precision { base, compute: DType::BF16 }, true);
+        let in_bf16 = load(&golden("gqa_tied"), Precision { base, compute: DType::BF16, quantised: None }, true);
         let subject = subject_of(in_bf16, config.as_ref());
         let (found, report) = run(&subject, &examples);
         let exact = subject_of(load(&golden("gqa_tied"), DType::F32, true), config.as_ref());
@@ -213,7 +213,7 @@ fn weights_under_training_can_be_evaluated_and_probed() {
 fn steps_in_bf16_move_masters_in_f32() {
     let settings = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decay_vectors: true };
     let examples = examples();
-    let full = load(&golden("gqa_tied"), Precision { base: DType::F32, compute: DType::BF16 }, false);
+    let full = load(&golden("gqa_tied"), Precision { base: DType::F32, compute: DType::BF16, quantised: None }, false);
     let subject = Subject::full(full).unwrap();
     let before: BTreeMap<String, Vec<f64>> = subject.variables().iter().map(|(n, v)| (n.clone(), flat(v))).collect();
     let mut moments = Moments::default();

@@ -2,6 +2,7 @@
 
 use crate::model::Precision;
 use candle_core::DType;
+use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
 
 /// What is computed in.
@@ -46,6 +47,14 @@ pub enum BaseDtypeName {
     Bf16,
     /// Half of the memory of `f32`; exact where the model's files are f16.
     F16,
+    /// About 8.5 bits a number of the blocks' linears, in blocks of 32 with a scale.
+    #[serde(rename = "q8_0")]
+    #[cfg_attr(feature = "cli", value(name = "q8_0"))]
+    Q8,
+    /// About 4.5 bits a number of the blocks' linears, in blocks of 32 with a scale.
+    #[serde(rename = "q4_0")]
+    #[cfg_attr(feature = "cli", value(name = "q4_0"))]
+    Q4,
 }
 
 impl BaseDtypeName {
@@ -60,13 +69,19 @@ impl BaseDtypeName {
     pub fn beside(self, compute: DtypeName) -> Precision {
         let compute = compute.into();
         let base = match self {
-            Self::Auto => compute,
+            // Embeddings, norms, biases and heads are few, and stay as they are computed with.
+            Self::Auto | Self::Q8 | Self::Q4 => compute,
             Self::F32 => DType::F32,
             Self::F64 => DType::F64,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
         };
-        Precision { base, compute }
+        let quantised = match self {
+            Self::Q8 => Some(GgmlDType::Q8_0),
+            Self::Q4 => Some(GgmlDType::Q4_0),
+            _ => None,
+        };
+        Precision { base, compute, quantised }
     }
 }
 
@@ -80,7 +95,7 @@ mod tests {
             assert_eq!(BaseDtypeName::Auto.beside(compute), Precision::from(DType::from(compute)));
         }
         let mixed = BaseDtypeName::Bf16.beside(DtypeName::F32);
-        assert_eq!(mixed, Precision { base: DType::BF16, compute: DType::F32 });
+        assert_eq!(mixed, Precision { base: DType::BF16, compute: DType::F32, quantised: None });
         assert_eq!(mixed.trained(), DType::F32);
         assert_eq!(BaseDtypeName::Auto.beside(DtypeName::Bf16).trained(), DType::F32);
         assert_eq!(BaseDtypeName::Auto.beside(DtypeName::F64).trained(), DType::F64);

@@ -265,7 +265,7 @@ impl Work<'_> {
         // The same weights, in whatever they are stored.
         let own = self.args.precision();
         let base = if own.base == own.compute { DType::F64 } else { own.base };
-        let exact = Precision { base, compute: DType::F64 };
+        let exact = Precision { base, compute: DType::F64, ..own };
         device::check(exact, &self.device).context("--audit")?;
         let exact = open::model(&spec.model, spec.revision.as_deref(), exact, &self.device)?;
         let mut exact = exact;

@@ -52,7 +52,7 @@ impl Composed<2> for MixedLinear {
 impl Composed<3> for AddBranch {
     fn add_first(&self, _: [&Tensor; 3], gradient: &Tensor, sum: &Tensor) -> Result<bool> {
         match &self.frozen {
-            Some((weight, _)) => add_input_gradient(weight, gradient, 1.0, sum).map(|()| true),
+            Some((weight, _)) => add_input_gradient(&weight.numbers()?, gradient, 1.0, sum).map(|()| true),
             None => Ok(false),
         }
     }
@@ -60,8 +60,8 @@ impl Composed<3> for AddBranch {
     fn forward(&self, [x, inner, up]: [&Tensor; 3]) -> Result<Tensor> {
         let base = match &self.frozen {
             None => x.clone(),
-            Some((weight, None)) => product(x, weight)?,
-            Some((weight, Some(bias))) => product(x, weight)?.broadcast_add(&bias.to_dtype(x.dtype())?)?,
+            Some((weight, None)) => product(x, &weight.numbers()?)?,
+            Some((weight, Some(bias))) => product(x, &weight.numbers()?)?.broadcast_add(&bias.to_dtype(x.dtype())?)?,
         };
         (widened(&base)? + (widened(&product(inner, up)?)? * self.scale)?)?.to_dtype(x.dtype())
     }
@@ -75,7 +75,7 @@ impl Composed<3> for AddBranch {
     ) -> Result<[Option<Tensor>; 3]> {
         let dx = wanted(needed[0], || match &self.frozen {
             None => Ok(gradient.clone()),
-            Some((weight, _)) => gradient.matmul(&weight.to_dtype(x.dtype())?),
+            Some((weight, _)) => gradient.matmul(&weight.numbers()?.to_dtype(x.dtype())?),
         })?;
         let d_inner = wanted(needed[1], || scaled(&gradient.matmul(&up.to_dtype(inner.dtype())?)?, self.scale))?;
         let d_up = wanted(needed[2], || (widened(&gradient.t()?.matmul(inner)?)? * self.scale)?.to_dtype(up.dtype()))?;

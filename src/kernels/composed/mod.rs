@@ -23,6 +23,7 @@ mod cross_entropy;
 mod disentangled;
 mod dropout;
 mod embedding;
+mod frozen;
 mod gated;
 mod layer_norm;
 mod leading_rows;

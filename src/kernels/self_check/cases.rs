@@ -1,7 +1,9 @@
 //! The points at which kernels are checked: widths that are no multiple of a vector, sequences of several lengths,
 //! grouped heads, ids and targets that repeat.
 
-use super::super::{self as kernels, Activation, AttentionShape, DisentangledShape, Pairing, RelativeBias, Residual};
+use super::super::{
+    self as kernels, Activation, AttentionShape, DisentangledShape, FrozenWeight, Pairing, RelativeBias, Residual,
+};
 use super::case::{Backward, Case, Input, draws};
 use super::formulas::{self, both, each};
 use candle_core::{Device, Result, Tensor, bail};
@@ -39,6 +41,7 @@ const KEY: u64 = 0x5eed;
 pub(super) fn all() -> Vec<Case> {
     let mut all = vec![linear(true), linear(false)];
     all.extend(branches());
+    all.extend(quantised());
     all.extend(element_wise());
     all.extend(norms());
     all.extend(learned_factors());
@@ -105,6 +108,35 @@ fn linear(with_bias: bool) -> Case {
         let [x, weight] = values(all);
         formulas::linear(x, weight, None, IN)
     })
+}
+
+/// Linears of 8 bits a number, whose numbers are chosen so that the blocks hold them exactly.
+fn quantised() -> Vec<Case> {
+    const IN: usize = 32;
+    const RANK: usize = 2;
+    let eighths: Vec<f64> =
+        (0..5 * IN).map(|i| if i % IN == 0 { 127.0 } else { ((i * 37) % 255) as f64 - 127.0 }).collect();
+    let weight = || fixed(&[5, IN], eighths.iter().map(|x| x / 128.0).collect());
+    let blocks = |weight: &Tensor| {
+        let single = weight.to_dtype(candle_core::DType::F32)?;
+        FrozenWeight::quantised(single, candle_core::quantized::GgmlDType::Q8_0)
+    };
+    let plain = move |[x, weight]: [&Tensor; 2]| kernels::frozen_linear(x, &blocks(weight)?, None);
+    let around = move |[x, weight, inner, up]: [&Tensor; 4]| {
+        kernels::frozen_with_branch(x, &blocks(weight)?, None, (inner, up), FACTOR)
+    };
+    let inputs = [input(&[3, IN], 1), weight(), input(&[3, RANK], 3), input(&[5, RANK], 4)];
+    vec![
+        case(("frozen_linear", "q8_0"), [input(&[3, IN], 1), weight()], 12.0 * 32.0, plain, |all| {
+            let [x, weight] = values(all);
+            formulas::linear(x, weight, None, IN)
+        }),
+        case(("frozen_with_branch", "q8_0"), inputs, 12.0 * 40.0, around, |all| {
+            let [x, weight, inner, up] = values(all);
+            let added = formulas::linear(inner, up, None, RANK);
+            formulas::linear(x, weight, None, IN).iter().zip(added).map(|(base, added)| base + FACTOR * added).collect()
+        }),
+    ]
 }
 
 /// Branches around a linear; a wide one mixes its inputs first, a narrow one multiplies both.

@@ -123,6 +123,10 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
     };
     if let (Value::Object(object), Value::Object(of_method)) = (&mut json, of_method) {
         object.extend(of_method);
+        // PEFT warns of keys that its method does not have.
+        if matches!(config.method, Method::Prefix { .. } | Method::Prompt { .. }) {
+            object.shift_remove("target_modules");
+        }
         if let Some(residual) = &config.residual {
             let section = SiboSection {
                 lambda: residual.lambda,
@@ -159,7 +163,6 @@ fn virtual_tokens_json(peft: &Peft, saved: &Value) -> Value {
     };
     if let (Value::Object(json), Value::Object(own)) = (&mut json, own) {
         json.extend(own);
-        json.shift_remove("target_modules");
     }
     json
 }

@@ -152,11 +152,16 @@ fn print_text(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Opt
     }
     let share = 100.0 * plan.trainable() as f64 / a.parameter_count() as f64;
     say!("trainable   {} ({share:.2} % of the weights)\n", thousands(plan.trainable()));
-    let width = plan.modules.iter().map(|m| m.path.len()).max().unwrap_or(0);
-    say!("{:width$}  {:>13}  {:>10}  h0 mixed in", "module", "reads->writes", "trainable");
-    for module in &plan.modules {
-        let shape = format!("{}->{}", module.input, module.output);
-        say!("{:width$}  {shape:>13}  {:>10}  {}", module.path, module.trainable, module.residual);
+    if !plan.modules.is_empty() {
+        let width = plan.modules.iter().map(|m| m.path.len()).max().unwrap_or(0);
+        say!("{:width$}  {:>13}  {:>10}  h0 mixed in", "module", "reads->writes", "trainable");
+        for module in &plan.modules {
+            let shape = format!("{}->{}", module.input, module.output);
+            say!("{:width$}  {shape:>13}  {:>10}  {}", module.path, module.trainable, module.residual);
+        }
+    }
+    for tensor in &plan.base {
+        say!("{}  {:?}  of the model itself", tensor.model, tensor.shape);
     }
     say!("\ndeployment  {}", deployment(config, plan));
 }
@@ -226,6 +231,8 @@ fn print_json(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Opt
                     "reads": m.input,
                     "writes": m.output,
                     "trainable": m.trainable,
+                    "position": m.position.to_string(),
+                    "scale": m.form.scale(),
                     "h0_mixed": m.residual == Mixing::Mixed,
                     "reason": m.residual.to_string(),
                 })
@@ -234,6 +241,12 @@ fn print_json(args: &InspectArgs, a: &Architecture, unread: &[String], plan: Opt
         object.insert("trainable".to_owned(), json!(plan.trainable()));
         object.insert("scale".to_owned(), json!(config.method.scale()));
         object.insert("modules".to_owned(), json!(modules));
+        let base: Vec<&str> = plan.base.iter().map(|tensor| tensor.model.as_str()).collect();
+        object.insert("of_the_model".to_owned(), json!(base));
+        let residual = config
+            .residual
+            .map(|r| json!({"lambda": r.lambda, "policy": r.policy, "residual": r.arm, "h0": r.h0_kind}));
+        object.insert("residual".to_owned(), json!(residual));
         object.insert("deployment".to_owned(), json!(deployment(config, plan)));
     }
     say!("{value:#}");

@@ -314,7 +314,7 @@ fn a_quantised_base_is_the_model_of_its_blocks() {
         let batch = Packed::from_sequences(&sequences);
         let logits = |model: &Transformer| model.logits(&batch, &Pass::default()).unwrap();
         close("quantised", &logits(&quantised), &logits(&plain), 1e-6);
-        assert!(relative_error(&logits(&plain), &logits(&whole)) > 1e-3, "the blocks round");
+        assert!(relative_error(&logits(&plain), &logits(&whole)) > 1e-5, "the blocks round");
         // h0 is mixed in here too, and every gradient is that of the numbers.
         let method = Method::Lora { rank: 4, alpha: 10.0, dropout: 0.0, rank_stabilised: false };
         let residual = ResidualConfig {

@@ -116,6 +116,16 @@ pub enum Position {
     After,
 }
 
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Beside => "beside",
+            Self::Before => "before",
+            Self::After => "after",
+        })
+    }
+}
+
 /// Whether the initial residual enters a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mixing {

@@ -1,7 +1,7 @@
 //! An adapter for Python: a module that applies it to a transformers model, and what that module must be told.
 
 use super::config::{Arm, Method};
-use super::plan::{Form, Mixing, Position};
+use super::plan::{Form, Mixing};
 use super::{AdapterError, Peft};
 use crate::model::{Architecture, H0Kind, Positions, Role};
 use crate::persist;
@@ -44,14 +44,9 @@ fn modules(peft: &Peft, architecture: &Architecture) -> Result<Value, AdapterErr
     let residual = peft.config().residual;
     let one = |module: &super::Module| -> Result<Value, AdapterError> {
         let planned = &module.planned;
-        let position = match planned.position {
-            Position::Beside => "beside",
-            Position::Before => "before",
-            Position::After => "after",
-        };
         let mut told = json!({
             "path": planned.path,
-            "position": position,
+            "position": planned.position.to_string(),
             "mixed": planned.residual == Mixing::Mixed,
             "lambda": peft.lambda_of(module)?,
             "scale": planned.form.scale(),

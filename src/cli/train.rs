@@ -16,8 +16,8 @@ use crate::peft::{Arm, Biases, LearnedBy, Mixing, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
-    BaseDtypeName, DtypeName, MethodName, Objective, Outcome, ProbeSet, RunFiles, Schedule, Subject, TrainConfig,
-    TrainData, Trainer, gradients,
+    BaseDtypeName, DtypeName, LambdaSchedule, MethodName, Objective, Outcome, ProbeSet, RunFiles, Schedule, Subject,
+    TrainConfig, TrainData, Trainer, gradients,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
@@ -122,6 +122,11 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "BY", requires = "sibo_lambda")]
     #[serde(skip_serializing_if = "Option::is_none")]
     learn_lambda: Option<LearnedBy>,
+    /// Let lambda rise from 0 to what is given over the run, or fall from it to 0, in a straight line; what is saved has the
+    /// lambda of its step.
+    #[arg(long, value_name = "COURSE", conflicts_with = "learn_lambda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lambda_schedule: Option<LambdaSchedule>,
     /// Which modules receive it: official (as released: the first feed-forward linear) or all (the paper's
     /// formula) [default: official].
     #[arg(long)]

@@ -32,6 +32,9 @@ impl Peft {
             let value = dose.lambda.to_string();
             return Err(PlanError::OutOfRange { key: "lambda", value, range: "in [0, 1]" }.into());
         }
-        Ok(Self { doses: Some(doses.to_vec()), ..self.clone() })
+        let mut dosed = self.settled();
+        dosed.config.clone_from(&self.config);
+        dosed.doses = Some(doses.to_vec());
+        Ok(dosed)
     }
 }

@@ -136,6 +136,7 @@ pub fn save_adapter(
     head: &BTreeMap<String, Tensor>,
     base_model: &str,
 ) -> Result<(), AdapterError> {
+    let peft = &peft.settled();
     let mut tensors = BTreeMap::new();
     for module in peft.iter() {
         let shapes = module.planned.tensors().into_iter().map(|(_, shape)| shape);

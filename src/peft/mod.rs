@@ -36,6 +36,8 @@ use module::Module;
 use rand::RngCore;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The PEFT modules of one model.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub struct Peft {
     /// By block, λ and arm that stand in for [`ResidualConfig`]'s: the configured ones, or those of [`Self::with_doses`],
     /// which are never written to a file.
     doses: Option<Vec<Dose>>,
+    /// What every λ is multiplied by while a schedule runs; shared by clones, so that what is watched is what is trained.
+    share: Arc<AtomicU64>,
     /// Weights of the base model that were trained with the modules, by their names in its files.
     base: BTreeMap<String, Tensor>,
     /// Virtual tokens in front of every text: their embeddings `[virtual, d]`, or their keys and values,
@@ -91,6 +95,34 @@ impl Peft {
     #[must_use]
     pub fn class_head(&self) -> &BTreeMap<String, Tensor> {
         &self.head
+    }
+
+    /// Multiplies every λ, by block or not, until the next call: a schedule's step.
+    pub fn set_lambda_share(&self, share: f64) {
+        self.share.store(share.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What every λ is multiplied by.
+    #[must_use]
+    pub fn lambda_share(&self) -> f64 {
+        f64::from_bits(self.share.load(Ordering::Relaxed))
+    }
+
+    /// The same modules with λ as the schedule left it, for good; vanilla where it left nothing.
+    fn settled(&self) -> Self {
+        let share = self.lambda_share();
+        let mut settled = self.clone();
+        settled.share = Arc::new(AtomicU64::new(1.0_f64.to_bits()));
+        if share == 1.0 {
+            return settled;
+        }
+        let scaled = |residual: ResidualConfig| ResidualConfig { lambda: residual.lambda * share, ..residual };
+        settled.config.residual = self.config.residual.map(scaled).filter(|residual| residual.lambda != 0.0);
+        settled.config.details.lambdas.iter_mut().for_each(|lambda| *lambda *= share);
+        if settled.config.residual.is_none() {
+            settled.config.details.lambdas.clear();
+        }
+        settled
     }
 
     /// The base model with those of its weights that were trained with the modules; `None` where none were.
@@ -154,6 +186,7 @@ impl Peft {
             plan,
             modules,
             doses: doses.filter(|doses| !doses.is_empty()),
+            share: Arc::new(AtomicU64::new(1.0_f64.to_bits())),
             base: BTreeMap::new(),
             virtual_table: None,
             head: BTreeMap::new(),
@@ -281,12 +314,18 @@ impl<'a> PassState<'a> {
         embedded: &Embedded,
         batch: &Packed,
     ) -> Result<Self, ModelError> {
-        let residual = match pass.peft.and_then(|peft| peft.config.residual) {
+        let share = pass.peft.map_or(1.0, Peft::lambda_share);
+        let scheduled = |residual: ResidualConfig| ResidualConfig { lambda: residual.lambda * share, ..residual };
+        let residual = match pass.peft.and_then(|peft| peft.config.residual).map(scheduled) {
             Some(config) => {
                 let h0 = embedded.h0(config.h0_kind);
                 Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
                     None => InitialResidual::new(&config, model, h0, batch)?,
-                    Some(doses) => InitialResidual::dosed(&config, doses, model, h0, batch)?,
+                    Some(doses) => {
+                        let doses: Vec<Dose> =
+                            doses.iter().map(|dose| Dose { lambda: dose.lambda * share, ..*dose }).collect();
+                        InitialResidual::dosed(&config, &doses, model, h0, batch)?
+                    }
                 })
             }
             None => None,

@@ -54,6 +54,8 @@ pub struct TrainConfig {
     pub sibo_lambdas: Vec<f64>,
     /// Whether λ is learned from `sibo_lambda` on, one for each block or module.
     pub learn_lambda: Option<LearnedBy>,
+    /// The course of λ over the run; unset: it stays.
+    pub lambda_schedule: Option<LambdaSchedule>,
     /// Which modules receive it.
     pub sibo_policy: Policy,
     /// What the λ term reads.
@@ -148,6 +150,7 @@ impl Default for TrainConfig {
             sibo_lambda: 0.0,
             sibo_lambdas: Vec::new(),
             learn_lambda: None,
+            lambda_schedule: None,
             sibo_policy: Policy::Official,
             residual: Arm::H0,
             init_adapter: None,
@@ -213,6 +216,17 @@ pub enum MethodName {
     Norms,
     /// Every weight.
     Full,
+}
+
+/// The course of λ over a run, in a straight line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum LambdaSchedule {
+    /// From 0 to what is given.
+    Rise,
+    /// From what is given to 0, so that the result is vanilla.
+    Fall,
 }
 
 /// The learning rate's course after the warm-up.
@@ -373,6 +387,13 @@ impl TrainConfig {
         if !self.sibo_lambdas.is_empty() && (self.sibo_lambda != 0.0 || self.learn_lambda.is_some()) {
             let range = "left out beside sibo-lambdas, which says it for every block";
             return fail(if self.sibo_lambda != 0.0 { "sibo-lambda" } else { "learn-lambda" }, "set".to_owned(), range);
+        }
+        if self.lambda_schedule.is_some() && (self.learn_lambda.is_some() || self.init_adapter.is_some()) {
+            let range = "left out beside learn-lambda and init-adapter";
+            return fail("lambda-schedule", "set".to_owned(), range);
+        }
+        if self.lambda_schedule.is_some() && self.sibo_lambda == 0.0 && self.sibo_lambdas.is_empty() {
+            return fail("sibo-lambda", "0".to_owned(), "above 0: lambda-schedule is its course");
         }
         if self.learn_lambda.is_some() && !(self.sibo_lambda > 0.0 && self.sibo_lambda < 1.0) {
             let range = "above 0 and below 1: with learn-lambda it is where λ begins";

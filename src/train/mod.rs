@@ -18,13 +18,13 @@ mod composed_tests;
 mod gradient_tests;
 
 pub use checkpoint::Checkpoint;
-pub use config::{MethodName, Schedule, SettingError, TrainConfig};
+pub use config::{LambdaSchedule, MethodName, Schedule, SettingError, TrainConfig};
 pub use dtype::{BaseDtypeName, DtypeName};
 pub use error::TrainError;
 pub use events::{StepEvent, read_events};
 pub use objective::{Masking, Objective, Occasion, Prepared};
 pub use optimizer::{AdamW, Moments, clip_factor, gradient_norm};
-pub use schedule::learning_rate;
+pub use schedule::{lambda_share, learning_rate};
 pub use step::{Evaluation, ExampleLoss, StepReport, evaluate, evaluate_examples, gradients, train_step};
 pub use subject::Subject;
 pub use trainer::{Observer, Outcome, ProbeSet, RunFiles, TrainData, Trainer};

@@ -1,6 +1,17 @@
 //! Learning rates over a run.
 
-use super::config::Schedule;
+use super::config::{LambdaSchedule, Schedule};
+
+/// What λ is multiplied by in optimizer step `step`, counted from 0, of a run of `total` steps: it rises to 1, or falls to 0,
+/// in the last.
+#[must_use]
+pub fn lambda_share(schedule: LambdaSchedule, total: u64, step: u64) -> f64 {
+    let done = (step + 1).min(total) as f64 / total.max(1) as f64;
+    match schedule {
+        LambdaSchedule::Rise => done,
+        LambdaSchedule::Fall => 1.0 - done,
+    }
+}
 
 /// The learning rate of optimizer step `step`, counted from 0, of a run of `total` steps.
 ///
@@ -41,6 +52,13 @@ mod tests {
         assert_eq!(rate(0), 1.0);
         assert!((rate(5) - 0.525).abs() < 1e-12);
         assert!((rate(10) - 0.05).abs() < 1e-12);
+    }
+
+    #[test]
+    fn lambda_rises_to_itself_and_falls_to_nothing() {
+        let all = |schedule| (0..4).map(|step| lambda_share(schedule, 4, step)).collect::<Vec<_>>();
+        assert_eq!(all(LambdaSchedule::Rise), [0.25, 0.5, 0.75, 1.0]);
+        assert_eq!(all(LambdaSchedule::Fall), [0.75, 0.5, 0.25, 0.0]);
     }
 
     #[test]

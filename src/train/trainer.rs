@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, Progress};
 use super::config::TrainConfig;
 use super::events::{EventLog, StepEvent};
 use super::optimizer::{AdamW, Moments};
-use super::schedule::learning_rate;
+use super::schedule::{lambda_share, learning_rate};
 use super::step::{evaluate, train_step};
 use super::{Subject, TrainError};
 use crate::data::{EpochOrder, Example, Packed};
@@ -14,6 +14,7 @@ use crate::model::Pass;
 use crate::peft::Peft;
 use crate::persist;
 use crate::profile::{self, Phase, Profile};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -250,6 +251,9 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let (micro_batches, epoch) = profile::timed(Phase::Data, || self.micro_batches(done));
         let total = self.total_steps();
+        if let (Some(schedule), Some(peft)) = (config.lambda_schedule, self.subject.peft()) {
+            peft.set_lambda_share(lambda_share(schedule, total, done));
+        }
         let rate = learning_rate(config.schedule, config.lr, 0.0, config.warmup_steps, total, done);
         let report = train_step(
             self.subject,
@@ -269,13 +273,24 @@ impl<'a> Trainer<'a> {
             seconds: started.elapsed().as_secs_f64(),
             grad_norm: report.gradient_norm,
             epoch,
-            lambda: self.subject.peft().map(Peft::learned_lambdas).transpose()?.unwrap_or_default(),
+            lambda: self.lambdas()?,
             val_loss: None,
             val_accuracy: None,
             similarity: None,
             similarity_before: None,
             phase_seconds: None,
         })
+    }
+
+    /// λ as they are, where they are learned or follow a schedule.
+    fn lambdas(&self) -> Result<BTreeMap<String, f64>, TrainError> {
+        let Some(peft) = self.subject.peft() else { return Ok(BTreeMap::new()) };
+        match (self.config.lambda_schedule, peft.config().residual) {
+            (Some(_), Some(residual)) => {
+                Ok(BTreeMap::from([("all".to_owned(), residual.lambda * peft.lambda_share())]))
+            }
+            _ => Ok(peft.learned_lambdas()?),
+        }
     }
 
     fn similarity(&self) -> Result<Vec<Option<f64>>, TrainError> {

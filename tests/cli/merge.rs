@@ -140,7 +140,17 @@ fn a_learned_lambda_stands_in_the_log_and_in_the_adapter() {
     let (_, layers) = train(dir.path(), "layers", "--rank 4 --sibo-lambdas 0.1,0.3,0");
     let config = read_json(&Path::new(&layers).join("adapter_config.json"));
     assert_eq!(config["sibo"]["layers"], json!([0.1, 0.3, 0.0]));
+    let (_, rises) = train(dir.path(), "rises", "--rank 4 --sibo-lambda 0.3 --lambda-schedule rise");
+    let log = crate::program::events(&dir.path().join("rises"));
+    let course: Vec<f64> = log.iter().map(|event| event["lambda"]["all"].as_f64().unwrap()).collect();
+    assert!(course.iter().zip(1..).all(|(lambda, step)| (lambda - 0.05 * f64::from(step)).abs() < 1e-12), "{course:?}");
+    let config = read_json(&Path::new(&rises).join("adapter_config.json"));
+    assert_eq!((&config["peft_type"], &config["sibo"]["lambda"]), (&json!("SIBO_LORA"), &json!(0.3)));
+    let (_, falls) = train(dir.path(), "falls", "--rank 4 --sibo-lambda 0.3 --lambda-schedule fall");
+    let config = read_json(&Path::new(&falls).join("adapter_config.json"));
+    assert_eq!((&config["peft_type"], config.get("sibo")), (&json!("LORA"), None));
     for (options, words) in [
+        ("--lambda-schedule rise", "lambda-schedule is its course"),
         ("--sibo-lambda 1 --learn-lambda layer", "above 0 and below 1"),
         ("--sibo-lambdas 0.1", "1 values of lambda were given for 3 blocks"),
         ("--method bitfit --sibo-lambda 0.1", "no linear input"),

@@ -2,7 +2,9 @@
 
 use super::open;
 use crate::model::{H0Kind, LoadedModel};
-use crate::peft::{Arm, Policy, Released, base_model, convert_released, load_adapter, save_adapter, write_python};
+use crate::peft::{
+    Arm, Peft, Policy, Released, base_model, convert_released, load_adapter, save_adapter, write_python,
+};
 use crate::persist;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
@@ -65,8 +67,19 @@ pub(super) fn run(args: &ExportArgs, quiet: bool) -> Result<()> {
 }
 
 fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {
-    let peft = load_adapter(&args.adapter, &model.transformer)?;
-    let architecture = model.transformer.architecture();
+    let mut peft = load_adapter(&args.adapter, &model.transformer)?;
+    // A head for classes changes what transformers calls the modules, where the base model was saved without one.
+    let classified = match classes(&peft, model) {
+        None => None,
+        Some(classes) => {
+            let files = open::files(name, args.revision.as_deref())?;
+            Some(model.classifying(classes, files.as_deref(), DType::F32, &Device::Cpu)?)
+        }
+    };
+    if let Some(transformer) = &classified {
+        peft = load_adapter(&args.adapter, transformer)?;
+    }
+    let architecture = classified.as_ref().unwrap_or(&model.transformer).architecture();
     let Some(out) = &args.out else {
         write_python(&args.adapter, &peft, architecture)?;
         return Ok(args.adapter.clone());
@@ -77,6 +90,12 @@ fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf>
         Ok(write_python(folder, &peft, architecture)?)
     })?;
     Ok(out.clone())
+}
+
+/// How many classes the head that was trained with the modules tells apart.
+fn classes(peft: &Peft, model: &LoadedModel) -> Option<usize> {
+    let last = format!("{}.weight", model.transformer.architecture().names.classes.out);
+    peft.class_head().get(&last)?.dims().first().copied()
 }
 
 fn released(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {

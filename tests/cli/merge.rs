@@ -96,6 +96,26 @@ fn an_adapter_is_written_for_python() {
     let up = told["modules"].as_array().unwrap().iter().find(|m| m["path"] == "model.layers.0.mlp.up_proj").unwrap();
     assert_eq!((&up["mixed"], &up["lambda"], &up["position"]), (&json!(true), &json!(0.3), &json!("beside")));
     assert!(fs::read_to_string(adapter.join("sibo_adapter.py")).unwrap().contains("def apply_adapter"));
+    // MiniLM's kind of file: BERT without a head, which transformers puts behind `bert.` once it classifies.
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert/tiny_bert");
+    let data = dir.path().join("classes.jsonl");
+    let row = |i: usize| {
+        let text = if i.is_multiple_of(2) { "the cat" } else { "two dogs" };
+        format!("{}\n", json!({"text": text, "label": i % 2}))
+    };
+    fs::write(&data, (0..12).map(row).collect::<String>()).unwrap();
+    let out = dir.path().join("classes");
+    succeed(&format!(
+        "train --quiet --model {} --data {} --label-field label --steps 2 --warmup-steps 1 --val-size 0 --sibo-lambda 0.2 \
+         --out {}",
+        bert.display(),
+        data.display(),
+        out.display()
+    ));
+    succeed(&format!("export --python --adapter {}", out.join("adapter").display()));
+    let told = read_json(&out.join("adapter/sibo_modules.json"));
+    assert_eq!(told["h0"]["module"], "bert.encoder.layer.0");
+    assert!(told["modules"][0]["path"].as_str().unwrap().starts_with("bert.encoder.layer.0."), "{told}");
     let (_, factors) =
         train(dir.path(), "ia3", "--method ia3 --sibo-lambda 0.3 --feed-forward up_proj --targets up_proj");
     assert_one_line(&run(&format!("export --python --adapter {factors}")), &["ia3", "not supported"], "ia3");

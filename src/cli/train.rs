@@ -141,6 +141,11 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     init_adapter: Option<PathBuf>,
+    /// Stochastic depth, another remedy of over-smoothing: in a training step the last block's change of the stream is left out
+    /// with this probability, earlier blocks' in proportion, and the rest scaled up [default: 0].
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stochastic_depth: Option<f64>,
     /// Peak learning rate [default: 3e-4].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -363,7 +368,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         ));
     }
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
-    let subject = subject(&config, model)?.learning(objective);
+    let subject = subject(&config, model)?.learning(objective).dropping_depth(config.stochastic_depth);
     if args.dry_run {
         return dry_run(&config, &subject, &data, &notes);
     }

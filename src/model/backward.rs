@@ -1,5 +1,6 @@
 //! Loss and gradients, block by block.
 
+use super::block::Block;
 use super::transformer::{ModelError, Pass, Transformer};
 use crate::data::Packed;
 use crate::kernels::{self, Gradients, Tape};
@@ -56,8 +57,18 @@ impl Transformer {
         drop(embedded);
         let mut h = first.clone();
         let mut kept: Vec<(Tensor, Kept)> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            let forward = || block.forward(&h, &run, &mut Silent);
+        let layers = self.blocks.len();
+        // With stochastic depth h + f·(block(h) − h); a block that is left out runs all the same, so that what it trains has a
+        // gradient, of zero.
+        let through = |block: &Block, layer: usize, h: &Tensor| -> Result<Tensor, ModelError> {
+            let out = block.forward(h, &run, &mut Silent)?;
+            match pass.depth_factor(layer, layers) {
+                1.0 => Ok(out),
+                factor => Ok(kernels::scaled_add(&kernels::scale(h, 1.0 - factor)?, &out, factor)?),
+            }
+        };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let forward = || through(block, layer, &h);
             let (next, how_kept) = match how.checkpointing {
                 true => (kernels::forget(forward)?, Kept::Input),
                 false => {
@@ -93,14 +104,14 @@ impl Transformer {
             let Some(gradient) = d_states else { return Ok(loss) };
             tape.backward(&states, gradient, gradients)?;
             drop(states);
-            for (block, (input, how_kept)) in self.blocks.iter().zip(kept).rev() {
+            for ((layer, block), (input, how_kept)) in self.blocks.iter().enumerate().zip(kept).rev() {
                 // A stream that nothing trainable has touched ends the pass.
                 let Some(gradient) = gradients.take(&h) else { return Ok(loss) };
                 let (out, tape) = match how_kept {
                     Kept::Recorded(tape) => (h, tape),
                     Kept::Input => {
                         drop(h);
-                        let (out, tape) = kernels::record(|| block.forward(&input, &run, &mut Silent));
+                        let (out, tape) = kernels::record(|| through(block, layer, &input));
                         (out?, tape)
                     }
                 };

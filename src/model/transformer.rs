@@ -126,13 +126,24 @@ pub struct Pass<'a> {
     pub dropout: Option<DropoutKey>,
     /// Watches what the PEFT branches read, if anyone does.
     pub observer: Option<&'a dyn BranchObserver>,
+    /// Stochastic depth in training: the probability with which the last block is left out (Huang et al. 2016).
+    pub drop_depth: f64,
 }
 
 impl<'a> Pass<'a> {
     /// A pass without dropout through the base model and `peft`.
     #[must_use]
     pub fn inference(peft: Option<&'a Peft>) -> Self {
-        Self { peft, dropout: None, observer: None }
+        Self { peft, dropout: None, observer: None, drop_depth: 0.0 }
+    }
+
+    /// What a block's change of the stream is multiplied by, of block `layer` (from 0) among `layers`: 1 without stochastic
+    /// depth, else 0 or `1 / p` with `p = 1 − drop_depth·(layer + 1)/layers`, drawn by the pass' key.
+    #[must_use]
+    pub fn depth_factor(&self, layer: usize, layers: usize) -> f64 {
+        let Some(key) = self.dropout.filter(|_| self.drop_depth > 0.0) else { return 1.0 };
+        let stays = 1.0 - self.drop_depth * (layer + 1) as f64 / layers.max(1) as f64;
+        if key.uniform(&["depth", &layer.to_string()]) < stays { 1.0 / stays } else { 0.0 }
     }
 
     /// The same pass with its PEFT branches watched.

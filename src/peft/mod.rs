@@ -33,7 +33,7 @@ use crate::random::stream;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
 use module::Module;
-use rand::RngCore;
+use rand::{Rng, RngCore};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -290,6 +290,13 @@ pub struct DropoutKey {
 }
 
 impl DropoutKey {
+    /// A number in [0, 1) of this micro-batch.
+    pub(crate) fn uniform(self, purpose: &[&str]) -> f64 {
+        let (step, micro) = (self.step.to_string(), self.micro_batch.to_string());
+        let labels: Vec<&str> = purpose.iter().copied().chain([step.as_str(), micro.as_str()]).collect();
+        stream(self.seed, &labels).random::<f64>()
+    }
+
     fn mask(self, path: &str) -> u64 {
         let (step, micro) = (self.step.to_string(), self.micro_batch.to_string());
         stream(self.seed, &["dropout", path, &step, &micro]).next_u64()

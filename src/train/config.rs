@@ -62,6 +62,8 @@ pub struct TrainConfig {
     pub residual: Arm,
     /// An adapter to start from.
     pub init_adapter: Option<PathBuf>,
+    /// Stochastic depth: the probability with which the last block is left out in a step; earlier ones in proportion.
+    pub stochastic_depth: f64,
     /// Peak learning rate.
     pub lr: f64,
     /// Its course after the warm-up.
@@ -154,6 +156,7 @@ impl Default for TrainConfig {
             sibo_policy: Policy::Official,
             residual: Arm::H0,
             init_adapter: None,
+            stochastic_depth: 0.0,
             lr: 3e-4,
             schedule: Schedule::Linear,
             warmup_steps: 100,
@@ -335,6 +338,9 @@ impl TrainConfig {
         let fail = |key, value: String, range| Err(SettingError { key, value, range });
         if !(self.lr.is_finite() && self.lr >= 0.0) {
             return fail("lr", self.lr.to_string(), "a number of at least 0");
+        }
+        if !(0.0..1.0).contains(&self.stochastic_depth) {
+            return fail("stochastic-depth", self.stochastic_depth.to_string(), "in [0, 1)");
         }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return fail("weight-decay", self.weight_decay.to_string(), "a number of at least 0");

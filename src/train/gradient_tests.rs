@@ -192,3 +192,40 @@ fn nothing_below_the_lowest_trainable_tensor_is_kept() {
     assert_eq!(tape.len(), 0);
     assert!(!states.unwrap().track_op());
 }
+
+#[test]
+fn stochastic_depth_is_drawn_by_the_step_and_has_its_gradient() {
+    let config = configs().into_iter().flatten().next().unwrap();
+    let subject = subject("gqa_tied", Some(&config), DType::F64).dropping_depth(0.6);
+    let examples = examples();
+    let all = || vec![examples.iter().collect::<Vec<_>>()];
+    let run = |subject: &Subject, step| gradients(subject, &all(), Some((3, step)), 1).unwrap();
+    let losses: Vec<f64> = (0..6).map(|step| run(&subject, step).1.loss).collect();
+    assert_eq!(losses[2], run(&subject, 2).1.loss, "the same step drops the same blocks");
+    assert!(losses.iter().any(|loss| (loss - losses[0]).abs() > 1e-3), "{losses:?}");
+    let layers = subject.model().architecture().layers;
+    // Checkpointing draws the same, and the gradients are those of the loss.
+    let checkpointed = super::gradient_tests::subject("gqa_tied", Some(&config), DType::F64).dropping_depth(0.6);
+    let checkpointed = checkpointed.checkpointing(true);
+    for step in 0..6 {
+        let (found, _) = run(&subject, step);
+        let (again, _) = run(&checkpointed, step);
+        for (name, gradient) in &found {
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            assert_eq!(values(gradient), values(&again[name]), "{name}");
+        }
+        let name = found.keys().next().unwrap();
+        let variable = &subject.variables()[name];
+        let start = variable.as_detached_tensor().copy().unwrap();
+        let direction = found[name].clone();
+        let at = |factor: f64| {
+            variable.set(&(&start + (&direction * factor).unwrap()).unwrap()).unwrap();
+            run(&subject, step).1.loss
+        };
+        let h = 1e-5;
+        let slope = (at(h) - at(-h)) / (2.0 * h);
+        variable.set(&start).unwrap();
+        let wanted = direction.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!((slope - wanted).abs() <= 1e-6 * (1.0 + wanted), "step {step} of {layers} layers: {slope} {wanted}");
+    }
+}

@@ -15,6 +15,7 @@ pub struct Subject {
     variables: BTreeMap<String, Var>,
     checkpointing: bool,
     objective: Objective,
+    drop_depth: f64,
 }
 
 impl Subject {
@@ -34,7 +35,14 @@ impl Subject {
         base.extend(model.make_some_trainable(&wanted)?);
         let in_file = |name: &str| format!("{PREFIX}{}", files.get(name).copied().unwrap_or(name));
         variables.extend(base.into_iter().map(|(name, variable)| (in_file(&name), variable)));
-        Ok(Self { model, peft: Some(peft), variables, checkpointing: false, objective: Objective::NextToken })
+        Ok(Self {
+            model,
+            peft: Some(peft),
+            variables,
+            checkpointing: false,
+            objective: Objective::NextToken,
+            drop_depth: 0.0,
+        })
     }
 
     /// Trains every weight of `model`.
@@ -43,13 +51,26 @@ impl Subject {
     /// A tensor cannot be made a variable.
     pub fn full(mut model: Transformer) -> Result<Self, TrainError> {
         let variables = model.make_trainable()?;
-        Ok(Self { model, peft: None, variables, checkpointing: false, objective: Objective::NextToken })
+        Ok(Self {
+            model,
+            peft: None,
+            variables,
+            checkpointing: false,
+            objective: Objective::NextToken,
+            drop_depth: 0.0,
+        })
     }
 
     /// The same, with each block computed again in the backward pass instead of kept, or not.
     #[must_use]
     pub fn checkpointing(self, checkpointing: bool) -> Self {
         Self { checkpointing, ..self }
+    }
+
+    /// The same with stochastic depth: the probability with which the last block is left out in a training step.
+    #[must_use]
+    pub fn dropping_depth(self, drop_depth: f64) -> Self {
+        Self { drop_depth, ..self }
     }
 
     /// The same that learns another objective.
@@ -97,7 +118,7 @@ impl Subject {
     /// A pass in training.
     #[must_use]
     pub fn pass(&self, dropout: Option<DropoutKey>) -> Pass<'_> {
-        Pass { peft: self.peft.as_ref(), dropout, observer: None }
+        Pass { peft: self.peft.as_ref(), dropout, observer: None, drop_depth: self.drop_depth }
     }
 
     /// Writes what was trained into the existing folder `folder`: the adapter, or the model's weights.

@@ -2,9 +2,7 @@
 
 use super::open;
 use crate::model::{H0Kind, LoadedModel};
-use crate::peft::{
-    Arm, Peft, Policy, Released, base_model, convert_released, load_adapter, save_adapter, write_python,
-};
+use crate::peft::{Arm, Peft, Policy, Released, convert_released, load_adapter, save_adapter, write_python};
 use crate::persist;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
@@ -48,13 +46,7 @@ enum From {
 }
 
 pub(super) fn run(args: &ExportArgs, quiet: bool) -> Result<()> {
-    let name = match &args.model {
-        Some(name) => name.clone(),
-        None => {
-            let named = base_model(&args.adapter).with_context(|| format!("--adapter {}", args.adapter.display()))?;
-            named.context("--model is missing: the adapter names no base model")?
-        }
-    };
+    let name = open::base_of(&args.adapter, args.model.as_deref())?;
     let model = open::model(&name, args.revision.as_deref(), DType::F32.into(), &Device::Cpu)?;
     let written = match args.from {
         None => python(args, &model, &name)?,

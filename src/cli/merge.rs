@@ -1,10 +1,10 @@
-//! `smooth-probe merge`: an adapter into the weights of its base model, checked before anything is kept.
+//! `smooth-probe merge`: an adapter into the weights of its base model, checked on what was written.
 
 use super::{device, inspect, open};
 use crate::data::Packed;
 use crate::model::weights::{TensorSource, Weights, save_tensors};
 use crate::model::{LoadedModel, PARTIAL, Pass, Transformer};
-use crate::peft::{Merged, Peft, base_model, load_adapter, save_adapter};
+use crate::peft::{Merged, Peft, load_adapter, save_adapter};
 use crate::persist;
 use crate::random::stream;
 use anyhow::{Context, Result, ensure};
@@ -48,11 +48,7 @@ pub(super) struct MergeArgs {
 
 pub(super) fn run(args: &MergeArgs, quiet: bool) -> Result<()> {
     ensure!(!args.out.exists(), "{}: is there already; choose another --out", args.out.display());
-    let named = || base_model(&args.adapter).with_context(|| format!("--adapter {}", args.adapter.display()));
-    let name = match &args.model {
-        Some(name) => name.clone(),
-        None => named()?.context("--model is missing: the adapter names no base model")?,
-    };
+    let name = open::base_of(&args.adapter, args.model.as_deref())?;
     let place = device::open(&args.device)?;
     let model = open::model(&name, args.revision.as_deref(), DType::F32.into(), &place)?;
     model.refuse_partial()?;

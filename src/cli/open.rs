@@ -2,6 +2,7 @@
 
 use crate::hub::{self, HubSettings};
 use crate::model::{EMBEDDED, LoadedModel, Precision};
+use crate::peft::base_model;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,15 @@ pub(super) fn files(name: &str, revision: Option<&str>) -> Result<Option<PathBuf
     }
     let files = hub::resolve(name, revision, &HubSettings::from_env()).context("--model")?;
     Ok(Some(files.gguf.unwrap_or(files.folder)))
+}
+
+/// The base model of an adapter: the one that is named, else the one that its folder says it was trained on.
+pub(super) fn base_of(adapter: &Path, named: Option<&str>) -> Result<String> {
+    if let Some(name) = named {
+        return Ok(name.to_owned());
+    }
+    let own = base_model(adapter).with_context(|| format!("--adapter {}", adapter.display()))?;
+    own.context("--model is missing: the adapter names no base model")
 }
 
 /// A model by hub name, folder, GGUF file or `embedded`.

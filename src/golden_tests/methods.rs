@@ -260,6 +260,15 @@ fn merged_weights_compute_what_the_modules_do() {
                 assert_eq!(tables.len(), left.plan().modules.len());
                 let again = tempfile::tempdir().unwrap();
                 save_adapter(again.path(), &left, &BTreeMap::new(), "base").unwrap();
+                let saved = load_adapter_file(&again.path().join("adapter_model.safetensors")).unwrap();
+                let ids = Tensor::new(&[7u32, 3, 60], &Device::Cpu).unwrap();
+                let rows = base.embedding().unwrap().index_select(&ids, 0).unwrap();
+                for module in &left.plan().modules {
+                    let a = &saved[&format!("base_model.model.{}.lora_A.weight", module.path)];
+                    let wanted = (rows.matmul(&a.t().unwrap()).unwrap() * module.form.scale()).unwrap();
+                    let table = &tables[&format!("{}.table", module.path)];
+                    close(case, &table.index_select(&ids, 0).unwrap(), &wanted, 1e-6);
+                }
                 let read = load_adapter(again.path(), &base).unwrap();
                 close(case, &of(&made.model, Some(&read)), &wanted, 1e-11);
             }

@@ -41,6 +41,14 @@ pub enum MergeError {
     /// The remainder cannot be made, or a tensor operation fails.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// What is read depends on more than the token.
+    #[error(
+        "--tables holds a row for every token, and what {arm} reads is no function of the token alone; leave it out"
+    )]
+    NoTable {
+        /// What is read.
+        arm: Arm,
+    },
     /// The model cannot be run.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
@@ -159,6 +167,9 @@ impl Peft {
     /// # Errors
     /// h0 is not the embedding row, or a tensor operation fails.
     pub fn tables(&self, model: &Transformer) -> std::result::Result<BTreeMap<String, Tensor>, MergeError> {
+        if let Some(residual) = self.config.residual.filter(|residual| residual.arm != Arm::H0) {
+            return Err(MergeError::NoTable { arm: residual.arm });
+        }
         let all: Vec<u32> = (0..model.architecture().vocab_size as u32).collect();
         let rows = model.token_rows(&all)?;
         let table = |module: &Module| -> Result<(String, Tensor)> {

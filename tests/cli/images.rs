@@ -74,10 +74,10 @@ fn classes_of_images_are_learned_and_a_run_goes_on_to_the_same_bytes() {
         )
     };
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
-    let sibo = "--steps 90 --sibo-lambda 0.2";
+    let sibo = "--steps 240 --sibo-lambda 0.2";
     succeed(&line(&whole, sibo));
     let log = events(&whole);
-    assert!(log[89]["loss"].as_f64().unwrap() < log[0]["loss"].as_f64().unwrap());
+    assert!(log[239]["loss"].as_f64().unwrap() < log[0]["loss"].as_f64().unwrap());
     let config = read_json(&whole.join("adapter/adapter_config.json"));
     assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["classifier"])));
     assert_eq!(read_json(&whole.join("manifest.json"))["classes"], json!(["coloured", "grey"]));

@@ -77,6 +77,9 @@ fn an_initial_residual_is_merged_in_part_and_never_run_alone() {
         dir.path().join("alone").display()
     ));
     assert_one_line(&alone, &["in part", "adapter that stands beside them"], "alone");
+    let (_, normed) = train(dir.path(), "normed", "--rank 4 --sibo-lambda 0.3 --sibo-policy all --residual h0-normed");
+    let tables = run(&format!("merge --adapter {normed} --partial --tables --out {}", dir.path().join("x").display()));
+    assert_one_line(&tables, &["--tables", "h0-normed", "token alone"], "tables");
     let (_, bottleneck) = train(dir.path(), "adapter", "--method adapter --bottleneck 4");
     let refused = run(&format!("merge --adapter {bottleneck} --out {}", dir.path().join("x").display()));
     assert_one_line(&refused, &["tanh", "cannot be merged"], "adapter");

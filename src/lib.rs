@@ -20,6 +20,7 @@ pub mod pretrain;
 pub mod probe;
 pub mod profile;
 pub mod random;
+pub mod remedies;
 pub mod statistics;
 pub mod train;
 

@@ -22,6 +22,7 @@ mod pace;
 mod pretrain;
 mod profile_report;
 mod progress;
+mod remedies;
 mod reproduce;
 mod similarity;
 mod states;

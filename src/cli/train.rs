@@ -1,6 +1,7 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
 use super::progress::TrainingProgress;
+use super::remedies::RemedyArgs;
 use super::{device, inspect, objective, open, profile_report, texts};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::manifest::Manifest;
@@ -141,11 +142,9 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     init_adapter: Option<PathBuf>,
-    /// Stochastic depth, another remedy of over-smoothing: in a training step the last block's change of the stream is left out
-    /// with this probability, earlier blocks' in proportion, and the rest scaled up [default: 0].
-    #[arg(long, value_name = "P")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stochastic_depth: Option<f64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    remedies: RemedyArgs,
     /// Peak learning rate [default: 3e-4].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -368,7 +367,10 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         ));
     }
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
-    let subject = subject(&config, model)?.learning(objective).dropping_depth(config.stochastic_depth);
+    let subject = subject(&config, model)?
+        .learning(objective)
+        .dropping_depth(config.stochastic_depth)
+        .regularised(config.cosine_regulariser);
     if args.dry_run {
         return dry_run(&config, &subject, &data, &notes);
     }

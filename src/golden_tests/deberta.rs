@@ -34,7 +34,7 @@ fn whole_training_reaches_every_weight_the_table_and_its_projections_among_them(
         let batch = batch(name);
         let (targets, weights) = (batch.ids.to_vec(), vec![1.0; batch.ids.len()]);
         let gradients = |checkpointing: bool| {
-            let (mut found, how) = (Gradients::default(), Backward { scale: 1.0, checkpointing });
+            let (mut found, how) = (Gradients::default(), Backward { scale: 1.0, checkpointing, penalty: 0.0 });
             model.loss_gradients(&batch, (&targets, &weights), &Pass::default(), how, &mut found).unwrap();
             variables
                 .iter()
@@ -52,9 +52,9 @@ fn whole_training_reaches_every_weight_the_table_and_its_projections_among_them(
             assert!(off < 1e-9, "{name}: {key} is off by {off:.1e} where it is composed");
         }
         let loss = || {
-            let how = Backward { scale: 1.0, checkpointing: false };
+            let how = Backward { scale: 1.0, checkpointing: false, penalty: 0.0 };
             let found = &mut Gradients::default();
-            model.loss_gradients(&batch, (&targets, &weights), &Pass::default(), how, found).unwrap()
+            model.loss_gradients(&batch, (&targets, &weights), &Pass::default(), how, found).unwrap().loss
         };
         for key in table {
             let key = format!("deberta.{key}");

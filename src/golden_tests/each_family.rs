@@ -180,9 +180,13 @@ fn gradient(name: &str, stated: &Value, values: &BTreeMap<String, Tensor>) -> Op
     }
     assert_eq!(variables.len(), values.keys().filter(|key| key.starts_with("grad.")).count(), "{name}");
     let mut gradients = Gradients::default();
-    let how = Backward { scale: 1.0 / weights.iter().map(|&w| f64::from(w)).sum::<f64>(), checkpointing: false };
+    let how = Backward {
+        scale: 1.0 / weights.iter().map(|&w| f64::from(w)).sum::<f64>(),
+        checkpointing: false,
+        penalty: 0.0,
+    };
     let pass = Pass::inference(Some(&peft));
-    let loss = model.loss_gradients(&batch, (&targets, &weights), &pass, how, &mut gradients).unwrap() * how.scale;
+    let loss = model.loss_gradients(&batch, (&targets, &weights), &pass, how, &mut gradients).unwrap().loss * how.scale;
     let of_loss = (loss / stated["loss"][1].as_f64().unwrap() - 1.0).abs();
     let each = variables.iter().map(|(key, variable)| {
         let found = gradients.take(variable).unwrap_or_else(|| panic!("{name}: no gradient of {key}"));

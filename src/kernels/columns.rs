@@ -14,7 +14,7 @@ const NAME: &str = "columns";
 /// First column and count of each range that is taken, in the order in which they come out.
 pub type Columns = Arc<[(usize, usize)]>;
 
-/// The columns of `x`, `[n, width]`, that `ranges` name, one range after another. The ranges must not overlap.
+/// The columns of `x`, `[n, width]`, that `ranges` name, one range after another. A column may be named several times.
 ///
 /// # Errors
 /// If a range lies outside, or `x` is no matrix.
@@ -54,7 +54,7 @@ impl Selection {
             for &(first, count) in &*self.ranges {
                 let (part, rest) = row.split_at(count);
                 if let Some(out) = out.get_mut(first..first + count) {
-                    out.copy_from_slice(part);
+                    out.iter_mut().zip(part).for_each(|(out, &part)| *out += part);
                 }
                 row = rest;
             }
@@ -90,7 +90,12 @@ mod tests {
 
     #[test]
     fn the_columns_and_their_gradient() {
-        for (rows, width, ranges) in [(1, 1, vec![(0, 1)]), (5, 9, vec![(4, 3), (0, 2), (8, 1)]), (3, 4, vec![])] {
+        for (rows, width, ranges) in [
+            (1, 1, vec![(0, 1)]),
+            (5, 9, vec![(4, 3), (0, 2), (8, 1)]),
+            (4, 4, vec![(0, 2), (0, 2), (1, 3)]),
+            (3, 4, vec![]),
+        ] {
             let x = check::normal(&[rows, width], 1);
             let ranges: Columns = ranges.into();
             let taken = |row: &Vec<f64>| ranges.iter().flat_map(|&(f, n)| row[f..f + n].to_vec()).collect::<Vec<_>>();

@@ -7,6 +7,7 @@ use crate::kernels::{self, Gradients, Tape};
 use crate::peft::PassState;
 use crate::probe::Silent;
 use crate::profile::{self, Phase};
+use crate::remedies::cosine_penalty;
 use candle_core::Tensor;
 use std::time::Instant;
 
@@ -18,6 +19,18 @@ pub struct Backward {
     /// Keep the input of each block alone and compute the block again in the backward pass (Chen et al., 2016): the
     /// same bits, less memory, more time.
     pub checkpointing: bool,
+    /// What [`Losses::penalty`] is multiplied by in what is differentiated: the cosine regulariser's γ over the texts of a step.
+    pub penalty: f64,
+}
+
+/// What a backward pass found of its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Losses {
+    /// The weighted sum of the losses of the targets, in nats.
+    pub loss: f64,
+    /// The sum over the texts of how alike their tokens are behind the last block, `mean_{i≠j} |cos(h_i, h_j)|` (Gong et
+    /// al. 2021); 0 where it is not asked for.
+    pub penalty: f64,
 }
 
 /// What the backward pass needs of a block.
@@ -42,7 +55,7 @@ impl Transformer {
         pass: &Pass<'_>,
         how: Backward,
         gradients: &mut Gradients,
-    ) -> Result<f64, ModelError> {
+    ) -> Result<Losses, ModelError> {
         let started = Instant::now();
         let head = self.head()?;
         let leading = self.leading(pass)?;
@@ -52,9 +65,12 @@ impl Transformer {
         let (embedded, embedding_tape) = kernels::record(|| self.embed(batch, leading.as_ref()));
         let embedded = embedded?;
         let state = PassState::new(pass, self, &embedded, batch)?;
-        let run = self.run(batch, &state)?;
+        let mut run = self.run(batch, &state)?;
         let first = embedded.input.clone();
         drop(embedded);
+        // Beside the first block and not in it: later blocks read them, and its tape may be made again.
+        let (first_values, values_tape) = kernels::record(|| self.first_values(&first, &run));
+        run.first_values = first_values?;
         let mut h = first.clone();
         let mut kept: Vec<(Tensor, Kept)> = Vec::with_capacity(self.blocks.len());
         let layers = self.blocks.len();
@@ -79,9 +95,17 @@ impl Transformer {
             kept.push((std::mem::replace(&mut h, next), how_kept));
         }
         let (states, tape) = kernels::record(|| {
+            let fused = match state.remedies().filter(|remedies| remedies.fuses()) {
+                Some(remedies) => {
+                    let all: Vec<Tensor> = kept.iter().skip(1).map(|(h, _)| h).chain([&h]).cloned().collect();
+                    remedies.fused(&all)?
+                }
+                None => None,
+            };
+            let last = fused.as_ref().unwrap_or(&h);
             let states = match &self.final_norm {
-                Some(norm) => norm.forward(&h)?,
-                None => h.clone(),
+                Some(norm) => norm.forward(last)?,
+                None => last.clone(),
             };
             // Virtual tokens predict nothing.
             match &leading {
@@ -101,12 +125,19 @@ impl Transformer {
             if let (Some(bias), Some(gradient)) = (head.bias, d_bias) {
                 gradients.add(bias.id(), gradient)?;
             }
-            let Some(gradient) = d_states else { return Ok(loss) };
-            tape.backward(&states, gradient, gradients)?;
+            let mut losses = Losses { loss, penalty: 0.0 };
+            if let Some(gradient) = d_states {
+                tape.backward(&states, gradient, gradients)?;
+            }
             drop(states);
+            if how.penalty != 0.0 && h.track_op() {
+                let (penalty, gradient) = cosine_penalty(&h, &batch.offsets, count, how.penalty)?;
+                losses.penalty = penalty;
+                gradients.add(h.id(), gradient)?;
+            }
             for ((layer, block), (input, how_kept)) in self.blocks.iter().enumerate().zip(kept).rev() {
                 // A stream that nothing trainable has touched ends the pass.
-                let Some(gradient) = gradients.take(&h) else { return Ok(loss) };
+                let Some(gradient) = gradients.take(&h) else { return Ok(losses) };
                 let (out, tape) = match how_kept {
                     Kept::Recorded(tape) => (h, tape),
                     Kept::Input => {
@@ -118,10 +149,15 @@ impl Transformer {
                 tape.backward(&out, gradient, gradients)?;
                 h = input;
             }
+            if let Some(values) = &run.first_values
+                && let Some(gradient) = gradients.take(values)
+            {
+                values_tape.backward(values, gradient, gradients)?;
+            }
             if let Some(gradient) = gradients.take(&first) {
                 embedding_tape.backward(&first, gradient, gradients)?;
             }
-            Ok(loss)
+            Ok(losses)
         })
     }
 }

@@ -11,6 +11,7 @@ use crate::data::Packed;
 use crate::kernels::{self, Activation, AttentionShape, Columns, FrozenWeight, RelativeBias};
 use crate::peft::PassState;
 use crate::probe::{Probe, Site};
+use crate::remedies::Heads;
 use candle_core::Tensor;
 
 /// The weights of one block.
@@ -80,6 +81,8 @@ pub(super) struct Run<'a> {
     pub(super) bias: Option<RelativeBias>,
     /// What queries and keys meet by distance.
     pub(super) distances: Option<Distances<'a>>,
+    /// The values of the first block, where a remedy reads them everywhere.
+    pub(super) first_values: Option<Tensor>,
     pub(super) batch: &'a Packed,
     pub(super) state: &'a PassState<'a>,
 }
@@ -237,12 +240,46 @@ impl Block {
         let mut watch = Watch { probe, layer: self.index + 1, batch: run.batch };
         let x = self.input(SubLayer::Attention, h)?;
         let stream = self.sub_layer(SubLayer::Attention, &x, h, run, &mut watch)?;
-        let x = match self.feed_forward_reads {
-            Reads::AfterAttention => self.input(SubLayer::FeedForward, &stream)?,
-            Reads::BlockInput => self.input(SubLayer::FeedForward, h)?,
-            Reads::WithAttention => x,
-        };
+        let x = self.feed_forward_input(x, h, &stream, run)?;
         self.sub_layer(SubLayer::FeedForward, &x, &stream, run, &mut watch)
+    }
+
+    /// What the feed-forward reads, where attention read `x` of the stream `h` and left `stream`.
+    fn feed_forward_input(&self, x: Tensor, h: &Tensor, stream: &Tensor, run: &Run<'_>) -> Result<Tensor, ModelError> {
+        let (read, norms) = match self.feed_forward_reads {
+            Reads::AfterAttention => (stream, SubLayer::FeedForward),
+            Reads::BlockInput => (h, SubLayer::FeedForward),
+            Reads::WithAttention => (h, SubLayer::Attention),
+        };
+        // Where attention's sum is normed, ContraNorm stands there.
+        let contra_normed = match self.norms(SubLayer::Attention).after {
+            Some(_) => None,
+            None => self.contra_normed(read, run)?,
+        };
+        match (contra_normed, self.feed_forward_reads) {
+            (Some(read), _) => Ok(self.input(norms, &read)?),
+            (None, Reads::WithAttention) => Ok(x),
+            (None, _) => Ok(self.input(norms, read)?),
+        }
+    }
+
+    /// The stream as ContraNorm leaves it; `None` without.
+    fn contra_normed(&self, stream: &Tensor, run: &Run<'_>) -> Result<Option<Tensor>, ModelError> {
+        let Some(remedies) = run.state.remedies() else { return Ok(None) };
+        Ok(remedies.contra_normed(stream, run.shape(self.index)?.causal, &run.batch.offsets)?)
+    }
+
+    /// The values that this block's attention mixes for a stream `h`.
+    pub(super) fn values(&self, h: &Tensor, run: &Run<'_>) -> Result<Tensor, ModelError> {
+        let (x, state) = (self.input(SubLayer::Attention, h)?, run.state.unobserved());
+        let v = match &self.projections {
+            Projections::Separate { value, .. } => value.forward(&x, &state)?,
+            Projections::Fused { all, columns: [_, _, v] } => kernels::columns(&all.forward(&x, &state)?, v)?,
+        };
+        match state.prefix(self.index)? {
+            Some([_, values]) => Ok(kernels::replace_leading(&v, &values, &run.batch.offsets)?),
+            None => Ok(v),
+        }
     }
 
     /// The stream after what the sub-layer makes of `x` is added to `h`.
@@ -259,7 +296,7 @@ impl Block {
         if watch.wants(sites.added) {
             watch.record(sites.added, &added)?;
         }
-        let stream = self.join(part, h, &added)?;
+        let stream = self.join(part, h, &added, run)?;
         if watch.wants(sites.stream) {
             watch.record(sites.stream, &stream)?;
         }
@@ -273,7 +310,7 @@ impl Block {
                 watch.record(difference, &(&added - &other)?)?;
             }
             if wants_stream {
-                watch.record(other_stream, &self.join(part, h, &other)?)?;
+                watch.record(other_stream, &self.join(part, h, &other, run)?)?;
             }
         }
         Ok(stream)
@@ -292,8 +329,14 @@ impl Block {
             SubLayer::Attention => self.attention(x, run, state, watch)?,
             SubLayer::FeedForward => self.feed_forward(x, state)?,
         };
-        match &self.norms(part).added {
-            Some(norm) => Ok(norm.forward(&added)?),
+        let added = match &self.norms(part).added {
+            Some(norm) => norm.forward(&added)?,
+            None => added,
+        };
+        match run.state.remedies().filter(|_| part == SubLayer::Attention) {
+            Some(remedies) => {
+                Ok(remedies.attention_output(self.index, &added, run.shape(self.index)?, &run.batch.offsets)?)
+            }
             None => Ok(added),
         }
     }
@@ -335,12 +378,14 @@ impl Block {
     }
 
     /// The stream after `added`.
-    fn join(&self, part: SubLayer, h: &Tensor, added: &Tensor) -> candle_core::Result<Tensor> {
+    fn join(&self, part: SubLayer, h: &Tensor, added: &Tensor, run: &Run<'_>) -> Result<Tensor, ModelError> {
         let sum = kernels::scaled_add(h, added, 1.0)?;
-        match &self.norms(part).after {
-            Some(norm) => norm.forward(&sum),
-            None => Ok(sum),
-        }
+        let Some(norm) = &self.norms(part).after else { return Ok(sum) };
+        let contra_normed = match part {
+            SubLayer::Attention => self.contra_normed(&sum, run)?,
+            SubLayer::FeedForward => None,
+        };
+        Ok(norm.forward(contra_normed.as_ref().unwrap_or(&sum))?)
     }
 
     /// Queries, keys and values, normed where the family norms them.
@@ -387,6 +432,14 @@ impl Block {
         let mixed = match &distances {
             Some(distances) => distances.attention([&q, &k, &v], &run.batch.offsets)?,
             None => kernels::attention(&q, &k, &v, shape, run.bias.as_ref(), &run.batch.offsets)?,
+        };
+        let mixed = match run.state.remedies() {
+            Some(remedies) => {
+                let first_values = run.first_values.as_ref();
+                let heads = Heads { values: &v, first_values, shape, offsets: &run.batch.offsets };
+                remedies.mixed_values(self.index, &mixed, heads)?
+            }
+            None => mixed,
         };
         if let Some(watch) = watch {
             if watch.probe.wants_attention(watch.layer) {

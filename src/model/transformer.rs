@@ -15,6 +15,7 @@ use crate::data::Packed;
 use crate::kernels::{self, AttentionShape, HeadWeights};
 use crate::peft::{BranchObserver, DropoutKey, PassState, Peft};
 use crate::probe::{Probe, Silent, Site};
+use crate::remedies::Applied;
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -469,11 +470,24 @@ impl Transformer {
         if probe.wants(Site::Embedding, 0) {
             probe.record(Site::Embedding, 0, &h, batch)?;
         }
-        let run = self.run(batch, state)?;
+        let mut run = self.run(batch, state)?;
+        run.first_values = self.first_values(&h, &run)?;
+        let fusing = state.remedies().filter(|remedies| remedies.fuses());
+        let mut all = Vec::new();
         for block in &self.blocks {
             h = block.forward(&h, &run, probe)?;
+            all.extend(fusing.map(|_| h.clone()));
         }
-        Ok(h)
+        match fusing {
+            Some(remedies) => Ok(remedies.fused(&all)?.unwrap_or(h)),
+            None => Ok(h),
+        }
+    }
+
+    /// The values of the first block for the stream in front of it, where a remedy reads them everywhere.
+    pub(super) fn first_values(&self, h: &Tensor, run: &Run<'_>) -> Result<Option<Tensor>, ModelError> {
+        let read = run.state.remedies().is_some_and(Applied::reads_first_values);
+        self.blocks.first().filter(|_| read).map(|block| block.values(h, run)).transpose()
     }
 
     /// What the blocks share.
@@ -495,6 +509,7 @@ impl Transformer {
             rotations: [rotation(everywhere)?, rotation(local)?],
             distances: self.distances.as_ref().map(|table| table.upto(batch.longest(), self.precision.compute)),
             bias: self.distance_bias.as_ref().map(|bias| bias.upto(batch.longest())).transpose()?,
+            first_values: None,
             batch,
             state,
         })

@@ -5,6 +5,7 @@ use super::config::{Arm, Biases, Details, LearnedBy, Method, PeftConfig, Placeme
 use super::files::AdapterError;
 use super::plan::is_target;
 use crate::model::{Architecture, H0Kind, Transformer};
+use crate::remedies::Remedies;
 use candle_core::Tensor;
 use regex::Regex;
 use serde::de::Error as _;
@@ -19,6 +20,8 @@ pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 const CLASS_MODULES: [&str; 2] = ["classifier", "score"];
 /// What stands in front of PEFT's types where an initial residual is mixed in.
 const SIBO: &str = "SIBO_";
+/// What stands in front of all where other remedies are applied.
+const REMEDIED: &str = "REMEDIED_";
 
 /// The `sibo` section of a configuration: all that inference needs, so that nothing is retyped there.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,6 +64,7 @@ pub(super) struct ConfigFile {
     non_linearity: Option<String>,
     num_virtual_tokens: Option<usize>,
     sibo: Option<SiboSection>,
+    remedies: Option<Remedies>,
 }
 
 /// What `adapter_config.json` says of modules, of what of the model's head was trained with them, and of the base model.
@@ -94,9 +98,11 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
         Method::Prefix { .. } => "PREFIX_TUNING",
         Method::Prompt { .. } => "PROMPT_TUNING",
     };
+    let remedies = config.details.remedies;
+    let remedied = if remedies.is_none() { "" } else { REMEDIED };
     let prefix = if config.residual.is_some() { SIBO } else { "" };
     let mut json = json!({
-        "peft_type": format!("{prefix}{kind}"),
+        "peft_type": format!("{remedied}{prefix}{kind}"),
         "task_type": task,
         "base_model_name_or_path": base_model,
         "target_modules": config.targets,
@@ -138,6 +144,9 @@ pub(super) fn config_json(peft: &Peft, head: &BTreeMap<String, Tensor>, base_mod
                 layers: config.details.lambdas.clone(),
             };
             object.insert("sibo".to_owned(), json!(section));
+        }
+        if !remedies.is_none() {
+            object.insert("remedies".to_owned(), json!(remedies));
         }
     }
     json
@@ -248,8 +257,19 @@ impl ConfigFile {
     pub(super) fn to_config(&self, file: &str, model: &Transformer) -> Result<PeftConfig, AdapterError> {
         let fault = Fault(file);
         self.refuse_unsupported(&fault, model.architecture())?;
-        let vanilla = self.peft_type.strip_prefix(SIBO);
-        let method = self.method(&fault, vanilla.unwrap_or(&self.peft_type))?;
+        let remedied = self.peft_type.strip_prefix(REMEDIED);
+        match (remedied.is_some(), &self.remedies) {
+            (true, None) => return Err(fault.missing("remedies")),
+            (false, Some(_)) => {
+                let remedy =
+                    "this peft_type cannot carry them; REMEDIED_ in front of the type says that they are applied";
+                return fault.unsupported("remedies", "present", remedy);
+            }
+            _ => {}
+        }
+        let plain = remedied.unwrap_or(&self.peft_type);
+        let vanilla = plain.strip_prefix(SIBO);
+        let method = self.method(&fault, vanilla.unwrap_or(plain))?;
         let residual = match (vanilla.is_some(), &self.sibo) {
             (false, None) => None,
             (true, Some(s)) => Some(ResidualConfig {
@@ -320,7 +340,7 @@ impl ConfigFile {
             }
             _ => {
                 let known = "supported are LORA, IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front, LN_TUNING, \
-                    PREFIX_TUNING, PROMPT_TUNING and BITFIT";
+                    PREFIX_TUNING, PROMPT_TUNING and BITFIT, all also with REMEDIED_ in front";
                 fault.unsupported("peft_type", format!("\"{}\"", self.peft_type), known)
             }
         }
@@ -364,13 +384,14 @@ impl ConfigFile {
             alphas: pairs(fault, "alpha_pattern", self.alpha_pattern.as_ref(), Value::as_f64)?,
             feed_forward,
             lambdas: self.sibo.as_ref().map(|sibo| sibo.layers.clone()).unwrap_or_default(),
+            remedies: self.remedies.unwrap_or_default(),
         })
     }
 
     /// The linears that get a module: names, or every path that a regular expression matches, in the layers that are named.
     fn targets(&self, fault: &Fault<'_>, architecture: &Architecture) -> Result<Vec<String>, AdapterError> {
         let Some(stated) = self.target_modules.as_ref().filter(|value| !value.is_null()) else {
-            return match self.peft_type.as_str() {
+            return match self.peft_type.strip_prefix(REMEDIED).unwrap_or(&self.peft_type) {
                 "BITFIT" | "PREFIX_TUNING" | "PROMPT_TUNING" => Ok(Vec::new()),
                 "LN_TUNING" => Ok(Method::Norms.default_targets(architecture)),
                 _ => Err(fault.missing("target_modules")),

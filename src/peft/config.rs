@@ -1,6 +1,7 @@
 //! What a PEFT run is made of: method, targets, residual.
 
 use crate::model::{Architecture, H0Kind, Role};
+use crate::remedies::Remedies;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -34,6 +35,8 @@ pub struct Details {
     pub biases: Biases,
     /// Modules of the base model that are trained whole, as targets name linears (`modules_to_save`).
     pub whole_modules: Vec<String>,
+    /// Other remedies of over-smoothing.
+    pub remedies: Remedies,
 }
 
 /// Which biases of the base model are trained beside LoRA.

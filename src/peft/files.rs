@@ -1,7 +1,7 @@
 //! Adapters on disk: PEFT's own format for vanilla LoRA, and its relatives that real PEFT must refuse.
 //!
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`. Vanilla LoRA is written so that
-//! Python's `peft` loads it. With λ > 0 the `peft_type` is `SIBO_LORA`: real PEFT refuses an unknown type,
+//! Python's `peft` loads it. With λ > 0 the `peft_type` is `SIBO_LORA`, with another remedy `REMEDIED_LORA`: real PEFT refuses an unknown type,
 //! while an extra key or renamed tensors would only make it warn and then compute something else.
 
 use super::adapter_config::{CONFIG_FILE, config_json, read_config};
@@ -10,6 +10,7 @@ use super::{Peft, virtual_tokens};
 use crate::model::Transformer;
 use crate::model::weights::{self, WeightsError};
 use crate::persist::{self, PersistError};
+use crate::remedies::Applied;
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,6 +151,7 @@ pub fn save_adapter(
     if let Some(table) = &peft.virtual_table {
         tensors.insert(virtual_tokens::NAME.to_owned(), table.detach());
     }
+    tensors.extend(peft.remedies.tensors().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.detach())));
     tensors.extend(head.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
     weights::save_tensors(&folder.join(WEIGHTS_FILES[0]), &tensors, Some(("format", "pt")))?;
     let config = config_json(peft, head, base_model);
@@ -223,6 +225,16 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             None => missing.push(virtual_tokens::NAME.to_owned()),
         }
     }
+    let mut learned = BTreeMap::new();
+    for (name, shape) in config.details.remedies.tensors(model.architecture()) {
+        let full = format!("{PREFIX}{name}");
+        match tensors.remove(&full) {
+            Some(tensor) => {
+                learned.insert(name, fitted(&weights_file, &base, &full, tensor, &shape, model)?);
+            }
+            None => missing.push(full),
+        }
+    }
     let mut base_values = BTreeMap::new();
     for wanted in &plan.base {
         let name = format!("{PREFIX}{}", wanted.file);
@@ -250,9 +262,14 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
             base,
         });
     }
+    let remedies = Applied::new(config.details.remedies, model.architecture(), |name, _| match learned.get(name) {
+        Some(tensor) => Ok(tensor.clone()),
+        None => candle_core::bail!("{name}: no such tensor"),
+    })?;
     let mut peft = Peft::from_tensors(model, config, |planned: &PlannedModule| found.get(&planned.path).cloned())?;
     peft.set_thetas(&thetas);
     peft.base = base_values;
+    peft.remedies = remedies;
     peft.virtual_table = virtual_table;
     peft.head = head.into_iter().map(|(name, tensor)| (name.trim_start_matches(PREFIX).to_owned(), tensor)).collect();
     Ok(peft)

@@ -38,6 +38,11 @@ pub enum MergeError {
         /// What they read.
         arm: Arm,
     },
+    /// The model's attention or its states are changed beside the modules.
+    #[error(
+        "an adapter with remedies that change the architecture is no part of the weights; run the adapter as it is"
+    )]
+    Remedied,
     /// The remainder cannot be made, or a tensor operation fails.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -77,6 +82,9 @@ impl Peft {
     /// # Errors
     /// The method, or the residual, allows no exact merge.
     pub fn merged(&self, model: &Transformer, partial: bool) -> std::result::Result<Merged, MergeError> {
+        if !self.config.details.remedies.is_none() {
+            return Err(MergeError::Remedied);
+        }
         let base = self.tuned(model).unwrap_or_else(|| model.clone());
         let mixed: Vec<&Module> = self.first_modules().filter(|m| m.planned.residual == Mixing::Mixed).collect();
         let residual = self.config.residual.filter(|_| !mixed.is_empty());

@@ -30,6 +30,7 @@ pub use released::{Released, convert_released};
 use crate::data::Packed;
 use crate::model::{Embedded, Linear, ModelError, Pass, Role, Transformer};
 use crate::random::stream;
+use crate::remedies::Applied;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
 use module::Module;
@@ -58,6 +59,8 @@ pub struct Peft {
     virtual_table: Option<Tensor>,
     /// A head for classes that was trained with the modules, by its names in the model's files; hidden states do not need it.
     head: BTreeMap<String, Tensor>,
+    /// Other remedies of over-smoothing, with what they have learned.
+    remedies: Applied,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -81,6 +84,7 @@ impl Peft {
         if let Some(shape) = peft.plan.virtual_table {
             peft.virtual_table = Some(virtual_tokens::initial(model, peft.config.method, shape, seed)?);
         }
+        peft.remedies = Applied::initial(peft.config.details.remedies, model.architecture(), place)?;
         Ok(peft)
     }
 
@@ -89,6 +93,12 @@ impl Peft {
         for module in self.modules.iter_mut().flatten().flatten() {
             module.theta = files::theta_name(&module.planned).and_then(|name| thetas.get(&name).cloned());
         }
+    }
+
+    /// Other remedies of over-smoothing, with what they have learned.
+    #[must_use]
+    pub fn remedies(&self) -> &Applied {
+        &self.remedies
     }
 
     /// A head for classes that was trained with the modules, by its names in the model's files.
@@ -190,6 +200,7 @@ impl Peft {
             base: BTreeMap::new(),
             virtual_table: None,
             head: BTreeMap::new(),
+            remedies: Applied::default(),
             config,
             #[cfg(test)]
             stated_source: None,
@@ -221,6 +232,7 @@ impl Peft {
         peft.set_thetas(&thetas);
         peft.base.clone_from(&self.base);
         peft.virtual_table.clone_from(&self.virtual_table);
+        peft.remedies.clone_from(&self.remedies);
         Ok(peft)
     }
 
@@ -245,6 +257,13 @@ impl Peft {
             *table = variable.as_tensor().clone();
             variables.insert(virtual_tokens::NAME.to_owned(), variable);
         }
+        for (name, tensor) in self.remedies.tensors_mut() {
+            let variable = match variables.entry(format!("{PREFIX}{name}")) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(Var::from_tensor(tensor)?),
+            };
+            *tensor = variable.as_tensor().clone();
+        }
         Ok(variables)
     }
 
@@ -255,6 +274,7 @@ impl Peft {
                 files::tensor_names(&module.planned).into_iter().chain(files::theta_name(&module.planned))
             })
             .chain(self.plan.virtual_table.map(|_| virtual_tokens::NAME.to_owned()))
+            .chain(self.remedies.tensors().map(|(name, _)| format!("{PREFIX}{name}")))
     }
 
     /// The same modules with tensors that record no gradient.
@@ -265,6 +285,7 @@ impl Peft {
             module.tensors.iter_mut().chain(&mut module.theta).for_each(|tensor| *tensor = tensor.detach());
         }
         frozen.virtual_table.iter_mut().for_each(|table| *table = table.detach());
+        frozen.remedies.tensors_mut().for_each(|(_, tensor)| *tensor = tensor.detach());
         frozen
     }
 
@@ -311,6 +332,7 @@ pub struct PassState<'a> {
     residual: Option<InitialResidual>,
     /// Who watches the branches, and h0.
     observed: Option<(&'a dyn BranchObserver, Tensor)>,
+    remedies: Option<&'a Applied>,
 }
 
 impl<'a> PassState<'a> {
@@ -344,14 +366,15 @@ impl<'a> PassState<'a> {
         };
         let kind = pass.peft.and_then(|peft| peft.config.residual).map_or(model.architecture().h0_kind, |r| r.h0_kind);
         let observed = pass.observer.map(|observer| (observer, embedded.h0(kind).detach()));
-        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual, observed })
+        let remedies = pass.peft.map(|peft| &peft.remedies).filter(|remedies| !remedies.config().is_none());
+        Ok(Self { peft: pass.peft, dropout: pass.dropout, residual, observed, remedies })
     }
 
     /// The same pass without PEFT; `None` if no linear of these roles in block `layer` (from 0) has a module, so
     /// that nothing would change there.
     pub(crate) fn without_peft(&self, layer: usize, roles: &[Role]) -> Option<Self> {
         roles.iter().find_map(|&role| self.module(layer, role))?;
-        Some(Self { peft: None, dropout: self.dropout, residual: None, observed: None })
+        Some(Self { peft: None, dropout: self.dropout, residual: None, observed: None, remedies: self.remedies })
     }
 
     /// The same pass with nothing in the place of h0 (the arm `none`); `None` if no module of these roles in block
@@ -360,7 +383,7 @@ impl<'a> PassState<'a> {
         let residual = self.residual.as_ref()?.in_block(layer).without_source()?;
         let mixed = |role: &Role| self.module(layer, *role).is_some_and(|m| m.planned.residual == Mixing::Mixed);
         let residual = roles.iter().any(mixed).then_some(residual)?;
-        Some(Self { peft: self.peft, dropout: self.dropout, residual: Some(residual), observed: None })
+        Some(Self { residual: Some(residual), observed: None, ..*self })
     }
 
     /// The same pass for a linear that reads no tokens: nothing is mixed in, nobody watches, and dropout draws masks of
@@ -368,7 +391,17 @@ impl<'a> PassState<'a> {
     pub(crate) fn without_tokens(&self) -> Self {
         // The micro-batches of tokens are counted from the other end.
         let dropout = self.dropout.map(|key| DropoutKey { micro_batch: !key.micro_batch, ..key });
-        Self { peft: self.peft, dropout, residual: None, observed: None }
+        Self { dropout, residual: None, observed: None, ..*self }
+    }
+
+    /// The same pass, watched by nobody.
+    pub(crate) fn unobserved(&self) -> Self {
+        Self { residual: self.residual.clone(), observed: None, ..*self }
+    }
+
+    /// Other remedies than the initial residual, if there are any.
+    pub(crate) fn remedies(&self) -> Option<&'a Applied> {
+        self.remedies
     }
 
     /// Keys and values that stand in front of a block's own, `[virtual, key width]` each.

@@ -3,6 +3,7 @@
 use super::base::{BaseTensor, base_tensors};
 use super::config::{Arm, Details, LearnedBy, LowRank, Method, PeftConfig, Placement, Policy};
 use crate::model::{Architecture, Role};
+use crate::remedies::RemedyError;
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -214,6 +215,9 @@ pub enum PlanError {
         /// The method.
         method: String,
     },
+    /// Remedies that cannot be applied.
+    #[error(transparent)]
+    Remedy(#[from] RemedyError),
     /// Doses without a residual that says where they go.
     #[error("the modules were made without an initial residual; name the policy that says which of them are dosed")]
     NoPolicy,
@@ -251,6 +255,7 @@ impl Plan {
     /// A target that matches nothing, or a size or λ out of range.
     pub fn new(architecture: &Architecture, config: &PeftConfig) -> Result<Self, PlanError> {
         check_ranges(config)?;
+        config.details.remedies.check(architecture)?;
         let random = config.residual.as_ref().is_some_and(|residual| residual.arm == Arm::Random);
         if random && architecture.patches.is_some() {
             return Err(PlanError::NoRows);

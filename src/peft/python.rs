@@ -32,6 +32,9 @@ pub fn write_python(folder: &Path, peft: &Peft, architecture: &Architecture) -> 
     if let Some(residual) = config.residual.filter(|r| matches!(r.arm, Arm::Shuffled | Arm::Random)) {
         return refuse(format!("the arm {}", residual.arm), "it draws from a random stream that Python does not have");
     }
+    if !config.details.remedies.is_none() {
+        return refuse("an adapter with remedies beside its modules".to_owned(), "run it here");
+    }
     if !peft.plan().base.is_empty() {
         return refuse("an adapter with weights of the base model".to_owned(), "merge it instead");
     }

@@ -4,6 +4,7 @@ use super::dtype::{BaseDtypeName, DtypeName};
 use crate::data::LossOn;
 use crate::model::{Architecture, Precision, Role};
 use crate::peft::{Arm, Biases, Details, LearnedBy, Method, PeftConfig, Placement, Policy, ResidualConfig, targets_of};
+use crate::remedies::{ContraNorm, Fusion, Neutreno, Remedies};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -64,6 +65,21 @@ pub struct TrainConfig {
     pub init_adapter: Option<PathBuf>,
     /// Stochastic depth: the probability with which the last block is left out in a step; earlier ones in proportion.
     pub stochastic_depth: f64,
+    /// ContraNorm's strength; unset: none.
+    pub contranorm: Option<f64>,
+    /// ContraNorm's temperature.
+    pub contranorm_temperature: f64,
+    /// NeuTRENO's μ; unset: none.
+    pub neutreno: Option<f64>,
+    /// Whether heads learn a gain on how far their attention is from uniform.
+    pub attn_scale: bool,
+    /// Whether gains are learned on the mean of attention's output and on what deviates from it.
+    pub feat_scale: bool,
+    /// What an encoder's head reads in the place of the last block's states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
+    /// The cosine regulariser's γ; 0: none.
+    pub cosine_regulariser: f64,
     /// Peak learning rate.
     pub lr: f64,
     /// Its course after the warm-up.
@@ -157,6 +173,13 @@ impl Default for TrainConfig {
             residual: Arm::H0,
             init_adapter: None,
             stochastic_depth: 0.0,
+            contranorm: None,
+            contranorm_temperature: 1.0,
+            neutreno: None,
+            attn_scale: false,
+            feat_scale: false,
+            fusion: None,
+            cosine_regulariser: 0.0,
             lr: 3e-4,
             schedule: Schedule::Linear,
             warmup_steps: 100,
@@ -307,8 +330,22 @@ impl TrainConfig {
             lambdas: self.sibo_lambdas.clone(),
             biases: self.bias,
             whole_modules: self.modules_to_save.clone(),
+            remedies: self.remedies(),
         };
         Some(PeftConfig { method, targets, residual: self.residual_config(architecture), details })
+    }
+
+    /// The remedies that change what the model computes.
+    #[must_use]
+    pub fn remedies(&self) -> Remedies {
+        let temperature = self.contranorm_temperature;
+        Remedies {
+            contranorm: self.contranorm.map(|strength| ContraNorm { strength, temperature }),
+            neutreno: self.neutreno.map(|mu| Neutreno { mu }),
+            attn_scale: self.attn_scale,
+            feat_scale: self.feat_scale,
+            fusion: self.fusion,
+        }
     }
 
     fn adapter(&self, placement: Placement) -> Method {
@@ -341,6 +378,24 @@ impl TrainConfig {
         }
         if !(0.0..1.0).contains(&self.stochastic_depth) {
             return fail("stochastic-depth", self.stochastic_depth.to_string(), "in [0, 1)");
+        }
+        if !self.cosine_regulariser.is_finite() {
+            return fail("cosine-regulariser", self.cosine_regulariser.to_string(), "a finite number");
+        }
+        if !self.remedies().is_none() && (self.method == MethodName::Full || self.init_adapter.is_some()) {
+            let range = "left out with the method full, whose files could not carry it, and beside init-adapter, which has its own";
+            let given = [
+                ("contranorm", self.contranorm.is_some()),
+                ("neutreno", self.neutreno.is_some()),
+                ("attn-scale", self.attn_scale),
+                ("feat-scale", self.feat_scale),
+            ];
+            let key = given.iter().find(|(_, given)| *given).map_or("fusion", |(key, _)| key);
+            return fail(key, "set".to_owned(), range);
+        }
+        if self.contranorm.is_none() && self.contranorm_temperature != 1.0 {
+            let range = "left out: it is for contranorm";
+            return fail("contranorm-temperature", self.contranorm_temperature.to_string(), range);
         }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return fail("weight-decay", self.weight_decay.to_string(), "a number of at least 0");

@@ -15,6 +15,9 @@ pub struct StepEvent {
     pub step: u64,
     /// Mean loss over all target tokens of the step's batch, before the update, in nats.
     pub loss: f64,
+    /// Mean over the batch's texts of how alike their tokens are, where the cosine regulariser is on; the loss does not hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<f64>,
     /// The learning rate of the update.
     pub lr: f64,
     /// Tokens that went through the model.
@@ -99,6 +102,7 @@ mod tests {
 
     fn event(step: u64) -> StepEvent {
         StepEvent {
+            penalty: None,
             step,
             loss: 1.0 / step as f64,
             lr: 1e-3,

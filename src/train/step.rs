@@ -17,6 +17,9 @@ use std::collections::BTreeMap;
 pub struct StepReport {
     /// Mean loss over all target tokens of the batch, before the update, in nats.
     pub loss: f64,
+    /// Mean over the texts of how alike their tokens are behind the last block, where the cosine regulariser is on; not part of
+    /// the loss.
+    pub penalty: Option<f64>,
     /// Tokens that went through the model.
     pub tokens: usize,
     /// Target tokens.
@@ -46,12 +49,19 @@ pub fn gradients(
         micro_batches.iter().map(prepare).collect::<Vec<_>>()
     });
     let targets = prepared.iter().flat_map(|p| &p.weights).filter(|&&weight| weight > 0.0).count();
-    let (mut total, mut tokens) = (0.0, 0);
+    let (mut total, mut penalty, mut tokens) = (0.0, 0.0, 0);
     let mut sums = Gradients::default();
-    let how = Backward { scale: 1.0 / targets.max(1) as f64, checkpointing: subject.is_checkpointing() };
+    let texts = prepared.iter().map(|p| p.batch.sequences()).sum::<usize>().max(1) as f64;
+    let gamma = subject.cosine_regulariser();
+    let how = Backward {
+        scale: 1.0 / targets.max(1) as f64,
+        checkpointing: subject.is_checkpointing(),
+        penalty: gamma / texts,
+    };
     for (index, Prepared { batch, targets: ids, weights }) in prepared.iter().enumerate() {
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
-        total += subject.model().loss_gradients(batch, (ids, weights), &subject.pass(key), how, &mut sums)?;
+        let found = subject.model().loss_gradients(batch, (ids, weights), &subject.pass(key), how, &mut sums)?;
+        (total, penalty) = (total + found.loss, penalty + found.penalty);
         tokens += batch.ids.len();
     }
     let mut summed: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -73,7 +83,8 @@ pub fn gradients(
         let tensor = culprit.map_or_else(|| "all tensors together".to_owned(), |(name, _)| name.clone());
         return Err(TrainError::NotFinite { step, tensor });
     }
-    Ok((summed, StepReport { loss, tokens, targets, gradient_norm: norm }))
+    let penalty = (gamma != 0.0).then_some(penalty / texts);
+    Ok((summed, StepReport { loss, penalty, tokens, targets, gradient_norm: norm }))
 }
 
 /// One optimizer step: gradients, clipping at `max_norm` (0 is off), AdamW at `rate`.

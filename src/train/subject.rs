@@ -16,6 +16,7 @@ pub struct Subject {
     checkpointing: bool,
     objective: Objective,
     drop_depth: f64,
+    cosine: f64,
 }
 
 impl Subject {
@@ -42,6 +43,7 @@ impl Subject {
             checkpointing: false,
             objective: Objective::NextToken,
             drop_depth: 0.0,
+            cosine: 0.0,
         })
     }
 
@@ -58,6 +60,7 @@ impl Subject {
             checkpointing: false,
             objective: Objective::NextToken,
             drop_depth: 0.0,
+            cosine: 0.0,
         })
     }
 
@@ -71,6 +74,18 @@ impl Subject {
     #[must_use]
     pub fn dropping_depth(self, drop_depth: f64) -> Self {
         Self { drop_depth, ..self }
+    }
+
+    /// The same with the cosine regulariser: γ times how alike a text's tokens are behind the last block is added to the loss.
+    #[must_use]
+    pub fn regularised(self, cosine: f64) -> Self {
+        Self { cosine, ..self }
+    }
+
+    /// γ of the cosine regulariser; 0 without.
+    #[must_use]
+    pub fn cosine_regulariser(&self) -> f64 {
+        self.cosine
     }
 
     /// The same that learns another objective.

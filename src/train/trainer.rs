@@ -266,6 +266,7 @@ impl<'a> Trainer<'a> {
             done + 1,
         )?;
         Ok(StepEvent {
+            penalty: report.penalty,
             step: done + 1,
             loss: report.loss,
             lr: rate,

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Composed, wanted};
+use super::{Composed, wanted, widened};
 use crate::kernels::columns::Selection;
 
 impl Composed<1> for Selection {
@@ -38,6 +38,15 @@ impl Composed<1> for Selection {
             places.sort_unstable();
             let (rows, width) = x.dims2()?;
             let zeros = |count| Tensor::zeros((rows, count), gradient.dtype(), gradient.device());
+            if places.windows(2).any(|pair| matches!(pair, [(first, count, _), (next, ..)] if first + count > *next)) {
+                // Columns that are named several times: range by range.
+                let mut sum = widened(&zeros(width)?)?;
+                for (first, count, from) in places {
+                    let part = gradient.narrow(1, from, count)?;
+                    sum = (sum + widened(&part.pad_with_zeros(1, first, width - first - count)?)?)?;
+                }
+                return sum.to_dtype(gradient.dtype());
+            }
             let (mut parts, mut next) = (Vec::new(), 0);
             for (first, count, from) in places {
                 if first > next {

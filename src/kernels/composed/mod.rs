@@ -20,6 +20,7 @@ mod attention_layout;
 mod branch;
 mod columns;
 mod cross_entropy;
+mod deviation;
 mod disentangled;
 mod dropout;
 mod embedding;
@@ -28,12 +29,15 @@ mod gated;
 mod layer_norm;
 mod leading_rows;
 mod linear;
+mod maximum;
 mod mixing;
 mod rescale;
 mod rms_norm;
 mod rope;
 mod stack;
 mod tanh;
+mod token_gate;
+mod visible_mean;
 
 pub(super) use cross_entropy::{gradients as cross_entropy_gradients, losses_and_hits};
 

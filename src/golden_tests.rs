@@ -6,6 +6,7 @@ mod deberta;
 mod each_family;
 mod gguf;
 mod methods;
+mod remedies;
 mod sites;
 
 use crate::data::{Example, Packed};

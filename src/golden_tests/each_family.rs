@@ -33,7 +33,7 @@ fn cases() -> Vec<String> {
     names
 }
 
-fn largest(deviations: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn largest(deviations: impl IntoIterator<Item = f64>) -> f64 {
     deviations.into_iter().fold(0.0, |most, deviation| {
         assert!(deviation.is_finite());
         deviation.max(most)
@@ -55,7 +55,7 @@ pub(super) fn batch_of(values: &BTreeMap<String, Tensor>, model: &Transformer) -
 }
 
 /// Targets and weights of the case's loss, a row a token.
-fn targets(
+pub(super) fn targets(
     kind: &str,
     causal: bool,
     batch: &Packed,

@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use std::sync::Arc;
 
 /// Elements of a row: one vector of the widest kind, and a rest.
-const WIDTH: usize = 19;
+pub(super) const WIDTH: usize = 19;
 const EPS: f64 = 1e-3;
 const FACTOR: f64 = -0.75;
 const LAMBDA: f64 = 0.25;
@@ -18,12 +18,12 @@ const LAMBDA: f64 = 0.25;
 const HEADS: usize = 2;
 const HEAD_DIM: usize = 8;
 const SCALE: f64 = 0.375;
-const REACH: usize = 2;
+pub(super) const REACH: usize = 2;
 const CAP: f64 = 2.0;
-const PLAIN: AttentionShape =
+pub(super) const PLAIN: AttentionShape =
     AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, causal: true, scale: 1.0, reach: None, soft_cap: None };
 /// Sequences of 4, 1 and 4 tokens.
-const OFFSETS: [usize; 4] = [0, 4, 5, 9];
+pub(super) const OFFSETS: [usize; 4] = [0, 4, 5, 9];
 
 const POSITIONS: [u32; 4] = [0, 3, 1, 3];
 const IDS: [u32; 5] = [5, 0, 5, 5, 2];
@@ -46,13 +46,14 @@ pub(super) fn all() -> Vec<Case> {
     all.extend(norms());
     all.extend(learned_factors());
     all.extend(leading_rows());
+    all.extend(super::remedy_cases::all());
     all.extend(tables());
     all.extend([attention(true), attention(false), bent_attention(), disentangled_attention()]);
     all.extend(losses());
     all
 }
 
-fn input(shape: &[usize], seed: u64) -> Input {
+pub(super) fn input(shape: &[usize], seed: u64) -> Input {
     Input { shape: shape.to_vec(), values: draws(shape.iter().product(), seed), learned: true }
 }
 
@@ -69,11 +70,11 @@ fn arguments<const N: usize>(tensors: &[Tensor]) -> Result<[&Tensor; N]> {
 }
 
 /// As many values as a formula takes.
-fn values<'a, const N: usize>(all: &[&'a [f64]]) -> [&'a [f64]; N] {
+pub(super) fn values<'a, const N: usize>(all: &[&'a [f64]]) -> [&'a [f64]; N] {
     std::array::from_fn(|index| all.get(index).copied().unwrap_or_default())
 }
 
-fn case<const N: usize>(
+pub(super) fn case<const N: usize>(
     name: (&'static str, &'static str),
     inputs: [Input; N],
     roundings: f64,

@@ -22,6 +22,7 @@
 mod case;
 mod cases;
 mod formulas;
+mod remedy_cases;
 
 use candle_core::{DType, Device};
 use case::Case;

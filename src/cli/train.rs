@@ -296,7 +296,8 @@ impl TrainArgs {
         if given.contains_key("epochs") {
             table.remove("steps");
         }
-        table.extend(given);
+        table.extend(given.clone());
+        refuse_unread(&given, &table)?;
         for key in ["model", "data", "out"] {
             ensure!(table.contains_key(key), "--{key} is missing; give it on the command line or in --config");
         }
@@ -307,6 +308,28 @@ impl TrainArgs {
             anyhow!("{place}: {key}{}; correct it, or leave it out for its default", e.message())
         })
     }
+}
+
+/// The options that some methods have, with those methods.
+const OF_METHODS: [(&str, &[&str]); 7] = [
+    ("rank", &["lora", "dora"]),
+    ("alpha", &["lora", "dora"]),
+    ("dropout", &["lora", "dora"]),
+    ("bottleneck", &["adapter", "adapter-parallel", "houlsby", "pfeiffer"]),
+    ("adapter-scale", &["adapter", "adapter-parallel", "houlsby", "pfeiffer"]),
+    ("virtual-tokens", &["prefix", "prompt"]),
+    ("targets", &["lora", "dora", "ia3", "adapter", "adapter-parallel", "houlsby", "pfeiffer", "norms"]),
+];
+
+/// Refuses an option of another method on the command line: it would be read by nobody. A file of options may hold all of
+/// them; with an adapter to start from, its method counts.
+fn refuse_unread(given: &toml::Table, all: &toml::Table) -> Result<()> {
+    let method = all.get("method").and_then(toml::Value::as_str).unwrap_or("lora");
+    for (option, methods) in OF_METHODS.iter().filter(|_| !all.contains_key("init-adapter")) {
+        let unread = given.contains_key(*option) && !methods.contains(&method);
+        ensure!(!unread, "--{option} is for the methods {}; leave it out with {method}", methods.join(", "));
+    }
+    Ok(())
 }
 
 /// Whether a key and its value are a setting on their own: finds the one that a whole table is refused for.

@@ -133,9 +133,8 @@ mod tests {
                 for position in 0..pair[1] - pair[0] {
                     let seen = shape.seen(position, pair[1] - pair[0]);
                     let count = seen.len() as f64;
-                    for column in 0..3 {
-                        want.push(seen.clone().map(|row| rows[pair[0] + row][column]).sum::<f64>() / count);
-                    }
+                    let column = |k: usize| seen.clone().map(|row| rows[pair[0] + row][k]).sum::<f64>() / count;
+                    want.extend((0..3).map(column));
                 }
             }
             check::close(&mean(&[check::strided(&x)]).unwrap(), &want, 1e-14);

@@ -226,7 +226,7 @@ pub fn load_adapter(folder: &Path, model: &Transformer) -> Result<Peft, AdapterE
         }
     }
     let mut learned = BTreeMap::new();
-    for (name, shape) in config.details.remedies.tensors(model.architecture()) {
+    for (name, shape) in plan.remedies.clone() {
         let full = format!("{PREFIX}{name}");
         match tensors.remove(&full) {
             Some(tensor) => {

@@ -274,7 +274,7 @@ impl Peft {
                 files::tensor_names(&module.planned).into_iter().chain(files::theta_name(&module.planned))
             })
             .chain(self.plan.virtual_table.map(|_| virtual_tokens::NAME.to_owned()))
-            .chain(self.remedies.tensors().map(|(name, _)| format!("{PREFIX}{name}")))
+            .chain(self.plan.remedies.iter().map(|(name, _)| format!("{PREFIX}{name}")))
     }
 
     /// The same modules with tensors that record no gradient.

@@ -238,6 +238,8 @@ pub struct Plan {
     pub modules: Vec<PlannedModule>,
     /// What of the base model is trained beside them.
     pub base: Vec<BaseTensor>,
+    /// What other remedies learn, by its name in an adapter's files, with its shape.
+    pub remedies: Vec<(String, Vec<usize>)>,
     /// Rows and columns of the table of virtual tokens, where the method has one.
     pub virtual_table: Option<[usize; 2]>,
     /// Key heads and their width.
@@ -296,6 +298,7 @@ impl Plan {
             None => Ok(Self {
                 base: whole_modules_found(config, base_tensors(architecture, config, &modules))?,
                 modules,
+                remedies: config.details.remedies.tensors(architecture),
                 virtual_table: None,
                 key_heads: [architecture.kv_heads, architecture.head_dim],
                 causal: architecture.causal,
@@ -331,6 +334,7 @@ impl Plan {
         Ok(Self {
             modules: Vec::new(),
             base,
+            remedies: config.details.remedies.tensors(architecture),
             virtual_table,
             key_heads: [architecture.kv_heads, architecture.head_dim],
             causal: architecture.causal,
@@ -342,10 +346,11 @@ impl Plan {
     #[must_use]
     pub fn trainable(&self) -> u64 {
         let thetas: BTreeSet<&String> = self.modules.iter().filter_map(|m| m.theta.as_ref()).collect();
-        let base = self.base.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>();
+        let shapes = self.base.iter().map(|tensor| &tensor.shape).chain(self.remedies.iter().map(|(_, shape)| shape));
+        let others = shapes.map(|shape| shape.iter().product::<usize>() as u64).sum::<u64>();
         self.modules.iter().map(|m| m.trainable).sum::<u64>()
             + thetas.len() as u64
-            + base
+            + others
             + self.virtual_table.map_or(0, |[rows, columns]| (rows * columns) as u64)
     }
 

@@ -68,13 +68,13 @@ fn classes_of_images_are_learned_and_a_run_goes_on_to_the_same_bytes() {
     let (model, images) = setting(dir.path());
     let line = |out: &Path, options: &str| {
         format!(
-            "train --model {model} --data {images} --rank 4 --warmup-steps 2 --lr 0.02 --batch-size 4 --accumulate 1 \
+            "train --model {model} --data {images} --warmup-steps 2 --lr 0.02 --batch-size 4 --accumulate 1 \
              --val-size 3 --eval-every 3 --save-every 3 --probe-every 3 --quiet {options} --out {}",
             out.display()
         )
     };
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
-    let sibo = "--steps 240 --sibo-lambda 0.2";
+    let sibo = "--steps 240 --rank 4 --sibo-lambda 0.2";
     succeed(&line(&whole, sibo));
     let log = events(&whole);
     assert!(log[239]["loss"].as_f64().unwrap() < log[0]["loss"].as_f64().unwrap());

@@ -178,6 +178,12 @@ fn a_learned_lambda_stands_in_the_log_and_in_the_adapter() {
         ("--sibo-lambdas 0.1", "1 values of lambda were given for 3 blocks"),
         ("--method bitfit --sibo-lambda 0.1", "no linear input"),
         ("--method ia3 --rslora", "it is for lora and dora"),
+        ("--method ia3 --rank 4", "--rank is for the methods lora, dora"),
+        ("--virtual-tokens 4", "--virtual-tokens is for the methods prefix, prompt"),
+        ("--neutreno NaN", "neutreno"),
+        ("--contranorm 0.1 --contranorm-temperature 0", "above 0"),
+        ("--fusion max", "is a decoder"),
+        ("--method full --attn-scale", "attn-scale is set; it must be left out"),
         ("--rank-pattern q_proj", "NAME=RANK"),
         ("--modules-to-save lm_heads", "matches no module"),
     ] {

@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const OPTIONS: &str = "--model embedded --steps 12 --rank 4 --sibo-lambda 0.2 --dropout 0.1 --batch-size 4 --accumulate 2 \
-    --val-size 6 --eval-every 3 --save-every 4 --probe-every 5 --warmup-steps 2 --lr 1e-2 --cutoff 96 --quiet";
+    --val-size 6 --eval-every 3 --save-every 4 --probe-every 5 --warmup-steps 2 --lr 1e-2 --cutoff 96 --quiet \
+    --contranorm 0.1 --neutreno 0.3 --attn-scale --feat-scale --cosine-regulariser 0.1 --stochastic-depth 0.2";
 
 /// Every file that decides the result: adapters and the optimizer's moments, by name.
 fn results(out: &Path) -> Vec<(String, Vec<u8>)> {

@@ -142,9 +142,6 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     init_adapter: Option<PathBuf>,
-    #[command(flatten)]
-    #[serde(flatten)]
-    remedies: RemedyArgs,
     /// Peak learning rate [default: 3e-4].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -279,6 +276,10 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip)]
     dry_run: bool,
+    // Last, since its heading would stand over what follows.
+    #[command(flatten)]
+    #[serde(flatten)]
+    remedies: RemedyArgs,
 }
 
 impl TrainArgs {

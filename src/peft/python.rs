@@ -1,6 +1,6 @@
 //! An adapter for Python: a module that applies it to a transformers model, and what that module must be told.
 
-use super::config::{Arm, Method};
+use super::config::Arm;
 use super::plan::{Form, Mixing};
 use super::{AdapterError, Peft};
 use crate::model::{Architecture, H0Kind, Positions, Role};
@@ -23,11 +23,8 @@ pub fn write_python(folder: &Path, peft: &Peft, architecture: &Architecture) -> 
         let file = folder.display().to_string();
         Err(AdapterError::Unsupported { file, key: "export --python", value: what, remedy: remedy.to_owned() })
     };
-    if !matches!(config.method, Method::Lora { .. } | Method::Adapter { .. }) {
-        return refuse(
-            config.method.to_string(),
-            "LoRA and bottleneck adapters are; vanilla files of others load in peft",
-        );
+    if !config.method.has_modules() {
+        return refuse(config.method.to_string(), "it has no modules; its files load in peft");
     }
     if let Some(residual) = config.residual.filter(|r| matches!(r.arm, Arm::Shuffled | Arm::Random)) {
         return refuse(format!("the arm {}", residual.arm), "it draws from a random stream that Python does not have");
@@ -53,6 +50,11 @@ fn modules(peft: &Peft, architecture: &Architecture) -> Result<Value, AdapterErr
             "mixed": planned.residual == Mixing::Mixed,
             "lambda": peft.lambda_of(module)?,
             "scale": planned.form.scale(),
+            "form": match planned.form {
+                Form::LowRank { .. } | Form::Bottleneck { .. } => "branch",
+                Form::Decomposed { .. } => "decomposed",
+                Form::Factors => "factors",
+            },
             "activation": if matches!(planned.form, Form::Bottleneck { .. }) { "tanh" } else { "none" },
         });
         // DeBERTa's linears of queries and keys read the table of distances in their second call.

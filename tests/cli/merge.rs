@@ -121,7 +121,19 @@ fn an_adapter_is_written_for_python() {
     assert!(told["modules"][0]["path"].as_str().unwrap().starts_with("bert.encoder.layer.0."), "{told}");
     let (_, factors) =
         train(dir.path(), "ia3", "--method ia3 --sibo-lambda 0.3 --feed-forward up_proj --targets up_proj");
-    assert_one_line(&run(&format!("export --python --adapter {factors}")), &["ia3", "not supported"], "ia3");
+    succeed(&format!("export --python --adapter {factors}"));
+    let told = read_json(&Path::new(&factors).join("sibo_modules.json"));
+    assert_eq!(
+        (&told["modules"][0]["form"], &told["modules"][0]["position"]),
+        (&json!("factors"), &json!("before")),
+        "{told}"
+    );
+    let (_, norms) = train(dir.path(), "norms", "--method norms");
+    assert_one_line(&run(&format!("export --python --adapter {norms}")), &["norms", "not supported"], "norms");
+    let (_, remedied) = train(dir.path(), "remedied", "--rank 2 --neutreno 0.5");
+    for verb in ["export --python", "merge --out merged"] {
+        assert_one_line(&run(&format!("{verb} --adapter {remedied}")), &["remedies", "run"], verb);
+    }
 }
 
 #[test]

@@ -93,8 +93,9 @@ class Program:
 
 def adapters(targets):
     """{name: (method, options of inspect and train)}."""
-    ways = {"lora": ["--rank", 4, "--alpha", 4 * SCALE], "adapter": ["--bottleneck", 5]}
+    ways = {"lora": ["--rank", 4, "--alpha", 4 * SCALE, "--dropout", 0], "adapter": ["--bottleneck", 5]}
     ways["adapter-parallel"] = ways["adapter"]
+    ways |= {"dora": ways["lora"], "ia3": []}
     arms = {f"{arm}-{policy}": ["--sibo-lambda", LAMBDA, "--sibo-policy", policy, "--residual", arm]
             for policy in ("official", "all") for arm in ("h0", "none")}  # fmt: skip
     arms |= {"normed": ["--sibo-lambda", LAMBDA, "--sibo-policy", "all", "--residual", "h0-normed"], "vanilla": []}
@@ -200,11 +201,11 @@ def check_family(case, program, root):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines.write_text("\n".join(TEXTS) + "\n")
     usual = ["--model", folder, "--data", data, "--steps", 5, "--warmup-steps", 1, "--lr", 0.02, "--val-size", 0,
-             "--probe-every", 0, "--batch-size", 4, "--accumulate", 1, "--dropout", 0, "--quiet"]  # fmt: skip
+             "--probe-every", 0, "--batch-size", 4, "--accumulate", 1, "--quiet"]  # fmt: skip
     usual += ["--label-field", "label"] if case.loss == "class" else []
     made = adapters(program.linears(folder))
     for name, (method, options) in made.items():
-        scale = [] if method == "lora" else ["--adapter-scale", SCALE]
+        scale = ["--adapter-scale", SCALE] if method.startswith("adapter") else []
         program("train", *usual, *options, *scale, "--out", root / name)
         adapter = root / name / "adapter"
         program("export", "--python", "--adapter", adapter, "--model", folder)

@@ -4,11 +4,12 @@
     handle = apply_adapter(model, "path/to/adapter")    # handle.remove() gives the base model back
     model(input_ids)                                    # model.generate(...) as well, KV cache included
 
-It needs torch and safetensors and runs LORA, SIBO_LORA, BOTTLENECK_ADAPTER and SIBO_BOTTLENECK_ADAPTER for inference:
-the adapter's matrices are constants and LoRA's dropout is off. Gradients pass; under gradient checkpointing, call
-backward before the next forward. A branch is scale * up(activation(down(x~))), where x~ = (1 - lambda) x + lambda r if
-the initial residual is mixed in, else x. By the arm, r is the tokens' own embedding (`h0`; with a KV cache that of the
-newest tokens), nothing (`none`), or h0 at the norm of x (`h0-normed`). sibo_modules.json, beside the adapter, says:
+It needs torch and safetensors and runs LORA (DoRA too), IA3 and BOTTLENECK_ADAPTER, each also with SIBO_ in front, for
+inference: the adapter's matrices are constants and LoRA's dropout is off. Gradients pass; under gradient checkpointing,
+call backward before the next forward. A branch is scale * up(activation(down(x~))), where x~ = (1 - lambda) x +
+lambda r if the initial residual is mixed in, else x; DoRA and (IA)3 have other forms, below. By the arm, r is the tokens' own
+embedding (`h0`; with a KV cache that of the newest tokens), nothing (`none`), or h0 at the norm of x (`h0-normed`).
+sibo_modules.json, beside the adapter, says:
 
     {"format": 1,
      "arm": "h0",                              null for a vanilla adapter
@@ -23,6 +24,9 @@ newest tokens), nothing (`none`), or h0 at the norm of x (`h0-normed`). sibo_mod
        "position": "beside",                   y + branch(x); "before": linear(x + branch(x)); "after": y + branch(y)
        "mixed": true, "lambda": 0.3, "scale": 2.0,
        "activation": "none",                   or "tanh"
+       "form": "branch",                       optional; DoRA's "decomposed": magnitude / |V| (W x + branch(x)) + bias
+                                               with V = W + scale B A; (IA)3's "factors" l: before the linear
+                                               x + (l - 1) x~, after it l y
        "first_call_of": null}]}                optional: a module in whose every pass only the first call of the linear
                                                reads tokens (DeBERTa's attention.self: the next read distances)
 """
@@ -35,7 +39,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear
 
 PREFIX = "base_model.model."
-TENSORS = {"LORA": ("lora_A", "lora_B"), "BOTTLENECK_ADAPTER": ("adapter_down", "adapter_up")}
+TENSORS = {"LORA": ("lora_A.weight", "lora_B.weight"), "IA3": ("ia3_l",)}
+TENSORS["BOTTLENECK_ADAPTER"] = ("adapter_down.weight", "adapter_up.weight")
+MAGNITUDE = "lora_magnitude_vector"  # of DoRA, behind LoRA's two
+FORMS = ["branch", "decomposed", "factors"]
 ACTIVATIONS = {"none": lambda x: x, "tanh": torch.tanh}
 # The keys of sibo_modules.json that must be there, and what they may be.
 FILE = {"format": [1], "arm": [None, "none", "h0", "h0-normed"], "h0": None, "modules": None}
@@ -49,14 +56,14 @@ def apply_adapter(model, folder):
     config, spec = (read_json(Path(folder) / name) for name in ("adapter_config.json", "sibo_modules.json"))
     check_spec(config, spec)
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    pair = TENSORS[config["peft_type"].removeprefix("SIBO_")]
-    names = {part["path"]: [f"{PREFIX}{part['path']}.{name}.weight" for name in pair] for part in spec["modules"]}
-    missing = [name for both in names.values() for name in both if name not in tensors]
+    own = TENSORS[config["peft_type"].removeprefix("SIBO_")] + ((MAGNITUDE,) if config.get("use_dora") else ())
+    names = {part["path"]: [f"{PREFIX}{part['path']}.{name}" for name in own] for part in spec["modules"]}
+    missing = [name for all_of in names.values() for name in all_of if name not in tensors]
     # A learned lambda stands in sibo_modules.json as it is.
     others = {name for name in set(tensors).difference(*names.values()) if not name.endswith(".sibo_lambda")}
     heads = {name.removeprefix(PREFIX): tensors[name] for name in others}
     check_fit(model, config, spec, missing, heads)
-    return AppliedAdapter(model, spec, {path: [tensors[name] for name in both] for path, both in names.items()}, heads)
+    return AppliedAdapter(model, spec, {path: [tensors[name] for name in own] for path, own in names.items()}, heads)
 
 
 class AppliedAdapter:
@@ -98,18 +105,33 @@ class AppliedAdapter:
             self.before(module, lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
 
     def add_branch(self, part, weights, first_call_of):
-        activation, first = ACTIVATIONS[part["activation"]], set()
+        activation, first, form = ACTIVATIONS[part["activation"]], set(), part.get("form", "branch")
 
-        def branch(x):
+        def read(x):
             nonlocal weights
             weights = [weight.to(x) for weight in weights]  # cast once: what fits comes back as it is
             mixed = self.mix(x, part) if part["mixed"] and (first or not first_call_of) else x
             first.clear()
+            return mixed
+
+        def branch(x):
+            mixed = read(x)
+            if form == "factors":
+                return (weights[0].flatten() - 1) * mixed
             return part["scale"] * linear(activation(linear(mixed, weights[0])), weights[1])
+
+        def decomposed(module, args, y):
+            added, bias = branch(args[0]), 0 if module.bias is None else module.bias
+            weight = module.weight.detach()
+            weight = weight.t() if type(module).__name__ == "Conv1D" else weight
+            length = (weight + part["scale"] * weights[1] @ weights[0]).norm(dim=1)
+            return weights[2] / length * (y - bias + added.to(y)) + bias
 
         if first_call_of:
             self.before(first_call_of, lambda *_: first.add(True))
-        if part["position"] == "before":
+        if form == "decomposed":
+            self.after(part["path"], decomposed)
+        elif part["position"] == "before":
             self.before(part["path"], lambda _module, args, kwargs: ((args[0] + branch(args[0]), *args[1:]), kwargs))
         elif part["position"] == "beside":
             self.after(part["path"], lambda _module, args, y: y + branch(args[0]).to(y))
@@ -151,7 +173,7 @@ def check_spec(config, spec):
     if spec.get("arm") in ("h0", "h0-normed"):
         wrong += faults("h0", spec.get("h0") or {}, H0)
     for part in spec.get("modules") or []:
-        wrong += faults(part.get("path", "a module"), part, MODULE)
+        wrong += faults(part.get("path", "a module"), {"form": "branch", **part}, {**MODULE, "form": FORMS})
     if config["peft_type"].removeprefix("SIBO_") not in TENSORS:
         wrong += [f"peft_type {config['peft_type']} is none of smooth-probe's"]
     if wrong:

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod data;
+pub mod generate;
 #[cfg(test)]
 mod golden_tests;
 pub mod hash;

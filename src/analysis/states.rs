@@ -169,7 +169,8 @@ impl StoredStates {
             return Err(format(folder.display().to_string(), "no states here: no block_<layer>.safetensors"));
         };
         let (ids, offsets) = (contents.ids.into(), contents.offsets.into());
-        let packed = Packed { ids, offsets, types: Default::default(), images: Default::default() };
+        let packed =
+            Packed { ids, offsets, types: Default::default(), images: Default::default(), first: Default::default() };
         Ok(Self { folder: folder.to_path_buf(), texts, packed, width: contents.width, files: points })
     }
 

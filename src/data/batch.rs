@@ -27,6 +27,9 @@ pub struct Packed {
     pub types: Arc<[u32]>,
     /// The image of each sequence; empty where they are texts.
     pub images: Arc<[Image]>,
+    /// Where each sequence goes on with a text that was read before, the position of its first token; empty where all
+    /// begin at 0.
+    pub first: Arc<[usize]>,
 }
 
 impl Packed {
@@ -53,7 +56,20 @@ impl Packed {
         if !types.is_empty() {
             types.resize(ids.len(), 0);
         }
-        Self { ids: ids.into(), offsets: offsets.into(), types: types.into(), images: images.into() }
+        Self {
+            ids: ids.into(),
+            offsets: offsets.into(),
+            types: types.into(),
+            images: images.into(),
+            first: Arc::default(),
+        }
+    }
+
+    /// The same where sequence `i` goes on behind `first[i]` tokens that were read before.
+    #[must_use]
+    pub fn after(self, first: Vec<usize>) -> Self {
+        let all_begin = first.iter().all(|&tokens| tokens == 0);
+        Self { first: if all_begin { Arc::default() } else { first.into() }, ..self }
     }
 
     /// The same with `count` virtual tokens in front of every sequence, whose ids (0) stand for nothing.
@@ -68,7 +84,14 @@ impl Packed {
             offsets: self.offsets.iter().enumerate().map(|(index, offset)| offset + index * count).collect(),
             types: if self.types.is_empty() { Arc::default() } else { with(&self.types).into() },
             images: Arc::clone(&self.images),
+            first: Arc::clone(&self.first),
         }
+    }
+
+    /// The position of the first token of sequence `index`.
+    #[must_use]
+    pub fn first(&self, index: usize) -> usize {
+        self.first.get(index).copied().unwrap_or(0)
     }
 
     /// The number of sequences.
@@ -92,10 +115,20 @@ impl Packed {
         self.ids.get(self.rows(index)).unwrap_or_default()
     }
 
-    /// The position of every token in its own sequence, `[tokens]`, from 0.
+    /// The position of every token in its own text, `[tokens]`, from 0.
     #[must_use]
     pub fn positions(&self) -> Arc<[u32]> {
-        (0..self.sequences()).flat_map(|index| 0..self.rows(index).len() as u32).collect()
+        let of = |index: usize| {
+            let first = self.first(index) as u32;
+            first..first + self.rows(index).len() as u32
+        };
+        (0..self.sequences()).flat_map(of).collect()
+    }
+
+    /// One more than the largest position.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        (0..self.sequences()).map(|index| self.first(index) + self.rows(index).len()).max().unwrap_or(0)
     }
 
     /// The length of the longest sequence.

@@ -1,6 +1,7 @@
 //! How a text is continued, and what came of it.
 
 use super::GenerateError;
+use crate::model::tokenizer::TextTokenizer;
 
 /// How the next tokens are chosen, and when to stop.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,6 +104,22 @@ impl Generated {
             Some((_, before)) if self.finish == Finish::End => before,
             _ => &self.ids,
         }
+    }
+}
+
+impl Generated {
+    /// The new text, without special tokens; up to the first of the stop texts where one ended it.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails.
+    pub fn text(&self, tokenizer: &TextTokenizer, decoding: &Decoding) -> Result<String, GenerateError> {
+        let mut text = tokenizer.decode(self.text_ids(), true)?;
+        if self.finish == Finish::Stop
+            && let Some(end) = decoding.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
+        {
+            text.truncate(end);
+        }
+        Ok(text)
     }
 }
 

@@ -5,9 +5,14 @@
 //! model and the [`Decoding`]: neither the prompts beside it, their order nor how many run at once change a bit of it on
 //! the CPU.
 
+mod beams;
+mod chances;
 mod decoding;
+mod ending;
 mod error;
 mod generator;
+mod single;
+mod text;
 
 pub use decoding::{Beams, Decoding, EarlyStopping, Finish, Generated, Prompt, Sampling, Strategy};
 pub use error::GenerateError;

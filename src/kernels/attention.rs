@@ -88,13 +88,29 @@ impl RelativeBias {
 
     /// The bias of every pair of `length` tokens, `[heads, length, length]`.
     pub(crate) fn pairs(&self, length: usize) -> Result<Tensor> {
-        let column = |i: usize, j: usize| if self.by_key { j as u32 } else { (j + self.span - 1 - i) as u32 };
-        let columns: Vec<u32> = (0..length).flat_map(|i| (0..length).map(move |j| column(i, j))).collect();
-        let columns = Tensor::new(columns, self.table.device())?;
-        self.table.index_select(&columns, 1)?.reshape(((), length, length))
+        self.rows(0..length, length)
     }
 
-    fn fits(&self, dtype: DType, heads: usize, longest: usize) -> Result<()> {
+    /// The bias of these queries with the first `keys` keys, `[heads, queries, keys]`.
+    pub(super) fn rows(&self, queries: Range<usize>, keys: usize) -> Result<Tensor> {
+        let column = |i: usize, j: usize| if self.by_key { j as u32 } else { (j + self.span - 1 - i) as u32 };
+        let shape = ((), queries.len(), keys);
+        let columns: Vec<u32> = queries.flat_map(|i| (0..keys).map(move |j| column(i, j))).collect();
+        let columns = Tensor::new(columns, self.table.device())?;
+        self.table.index_select(&columns, 1)?.reshape(shape)
+    }
+
+    /// Calls `run` with `bias` as slices, if there is one.
+    pub(super) fn with_slices<T: Element, R>(
+        bias: Option<&Self>,
+        run: impl FnOnce(Option<Bias<'_, T>>) -> Result<R>,
+    ) -> Result<R> {
+        let Some(bias) = bias else { return run(None) };
+        let locked = Locked::new(&bias.table);
+        run(Some(Bias { table: locked.values()?, span: bias.span, by_key: bias.by_key }))
+    }
+
+    pub(super) fn fits(&self, dtype: DType, heads: usize, longest: usize) -> Result<()> {
         if self.table.dims().first() != Some(&heads) || self.span < longest {
             bail!("attention: a bias {:?} for {heads} heads and {longest} tokens", self.table.dims())
         }
@@ -191,9 +207,7 @@ impl Attention {
 
     /// Calls `run` with the bias as slices, if there is one.
     fn with_bias<T: Element, R>(&self, run: impl FnOnce(Option<Bias<'_, T>>) -> Result<R>) -> Result<R> {
-        let Some(bias) = &self.bias else { return run(None) };
-        let locked = Locked::new(&bias.table);
-        run(Some(Bias { table: locked.values()?, span: bias.span, by_key: bias.by_key }))
+        RelativeBias::with_slices(self.bias.as_ref(), run)
     }
 
     fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {

@@ -91,7 +91,7 @@ pub(super) struct Bias<'a, T> {
 
 impl<'a, T> Bias<'a, T> {
     /// What is added to the scores of the query at `position` with the keys from `key` on.
-    fn row(&self, head: usize, position: usize, key: usize) -> &'a [T] {
+    pub(super) fn row(&self, head: usize, position: usize, key: usize) -> &'a [T] {
         if self.by_key {
             return parallel::from(parallel::row(self.table, head, self.span), key);
         }

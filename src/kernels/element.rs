@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
-use super::{mixed, vector};
+use super::{lanes, mixed, vector};
 
 /// A float that the kernels compute in.
 ///
@@ -23,6 +23,8 @@ pub(super) trait Element: WithDType + std::ops::Neg<Output = Self> + Default {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// The normal distribution function; for `f32` within the error that [`vector::normal_f32`] states.
     fn normal(self) -> Self;
+    /// Partial sums of inner products, see [`lanes::portable`].
+    fn lane_sums<const W: usize, const X: usize>(w: [&[Self]; W], x: [&[Self]; X]) -> lanes::Sums<Self, W, X>;
 }
 
 impl Element for f32 {
@@ -49,6 +51,14 @@ impl Element for f32 {
             _ => None,
         }
     }
+    fn lane_sums<const W: usize, const X: usize>(w: [&[Self]; W], x: [&[Self]; X]) -> lanes::Sums<Self, W, X> {
+        #[cfg(target_arch = "x86_64")]
+        if vector::has_avx2_and_fma() {
+            // SAFETY: the processor was asked and has AVX2.
+            return unsafe { lanes::avx2::single(w, x) };
+        }
+        lanes::portable(w, x)
+    }
 }
 
 impl Element for f64 {
@@ -74,6 +84,14 @@ impl Element for f64 {
             CpuStorage::F64(values) => Some(values),
             _ => None,
         }
+    }
+    fn lane_sums<const W: usize, const X: usize>(w: [&[Self]; W], x: [&[Self]; X]) -> lanes::Sums<Self, W, X> {
+        #[cfg(target_arch = "x86_64")]
+        if vector::has_avx2_and_fma() {
+            // SAFETY: the processor was asked and has AVX2.
+            return unsafe { lanes::avx2::double(w, x) };
+        }
+        lanes::portable(w, x)
     }
 }
 

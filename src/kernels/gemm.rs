@@ -4,6 +4,7 @@ use candle_core::{Result, bail};
 use gemm::Parallelism;
 
 use super::element::Element;
+use super::few_rows::{self, FEW_ROWS};
 use crate::profile;
 use std::time::Instant;
 
@@ -65,6 +66,10 @@ pub(super) fn gemm<T: Element>(
     if product_length(&a, &b)? != out.len() {
         bail!("gemm: a product of [{}, {}] into {} values", a.rows, b.cols, out.len())
     }
+    if let Some(products) = few(&a, &b, threads) {
+        combine(out, keep, alpha, &products, a.rows);
+        return Ok(());
+    }
     // SAFETY: `out` holds exactly the product's elements, all of them initialised, and is borrowed mutably, so that it
     // overlaps neither input.
     counted(&a, &b, threads, || unsafe { write(out.as_mut_ptr(), keep, alpha, a, b, threads) });
@@ -90,6 +95,15 @@ pub(super) fn scaled_product<T: Element>(
     threads: Threads,
 ) -> Result<Vec<T>> {
     let length = product_length(&a, &b)?;
+    if let Some(mut products) = few(&a, &b, threads) {
+        if a.rows == 1 {
+            products.iter_mut().for_each(|product| *product *= alpha);
+            return Ok(products);
+        }
+        let mut out = vec![T::zero(); length];
+        combine(&mut out, T::zero(), alpha, &products, a.rows);
+        return Ok(out);
+    }
     let mut out = Vec::with_capacity(length);
     // SAFETY: the vector has room for the product's elements and is its own allocation. With `keep` zero the old values
     // are not read, and every element is written (with an inner dimension of 0 by a zero), so all are initialised.
@@ -98,6 +112,32 @@ pub(super) fn scaled_product<T: Element>(
         out.set_len(length);
     });
     Ok(out)
+}
+
+/// `a · b` of few rows and a weight that is given transposed, `[columns, rows]`; `None` of others.
+fn few<T: Element>(a: &Matrix<'_, T>, b: &Matrix<'_, T>, threads: Threads) -> Option<Vec<T>> {
+    let fits = threads == Threads::All && a.rows <= FEW_ROWS && a.col_stride == 1 && b.row_stride == 1;
+    let mut products = None;
+    if fits {
+        counted(a, b, threads, || {
+            let (x, weight) = ((a.values, a.rows, a.row_stride), (b.values, b.cols, b.col_stride));
+            products = Some(few_rows::products(x, weight, a.cols));
+        });
+    }
+    products
+}
+
+/// `out = alpha · products + keep · out` for `out` of `rows` rows and `products` transposed.
+fn combine<T: Element>(out: &mut [T], keep: T, alpha: T, products: &[T], rows: usize) {
+    let width = out.len() / rows.max(1);
+    for (index, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+        let own = products.iter().skip(index).step_by(rows.max(1));
+        // Old values that are not kept may be no numbers.
+        match keep == T::zero() {
+            true => out.iter_mut().zip(own).for_each(|(out, &product)| *out = alpha * product),
+            false => out.iter_mut().zip(own).for_each(|(out, &product)| *out = alpha * product + keep * *out),
+        }
+    }
 }
 
 /// Lets the profile know of a product, unless it is one of several at once.

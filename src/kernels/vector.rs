@@ -12,7 +12,7 @@ const LANES: usize = 16;
 
 /// Whether the processor has the instructions of the second version.
 #[cfg(target_arch = "x86_64")]
-fn has_avx2_and_fma() -> bool {
+pub(super) fn has_avx2_and_fma() -> bool {
     #[cfg(test)]
     if tests::PORTABLE.get() {
         return false;
@@ -220,6 +220,13 @@ vectorised! {
     fn add<T>(sums: &mut [T], a: &[T]) {
         for (sum, &a) in sums.iter_mut().zip(a) {
             *sum += a;
+        }
+    }
+
+    /// `sums += a · factor`.
+    fn add_scaled<T>(sums: &mut [T], a: &[T], factor: T) {
+        for (sum, &a) in sums.iter_mut().zip(a) {
+            *sum += a * factor;
         }
     }
 

@@ -5,6 +5,7 @@ use super::architecture::{Names, Role, SubLayerNorms};
 use super::attention_maps::{Added, attention_maps};
 use super::disentangled::Distances;
 use super::linear::Linear;
+use super::memory::Memories;
 use super::norm::Norm;
 use super::rotary::Rotation;
 use crate::data::Packed;
@@ -85,6 +86,8 @@ pub(super) struct Run<'a> {
     pub(super) first_values: Option<Tensor>,
     pub(super) batch: &'a Packed,
     pub(super) state: &'a PassState<'a>,
+    /// What is kept of the texts, where a pass reads on.
+    pub(super) memories: Option<Memories<'a>>,
 }
 
 impl Run<'_> {
@@ -421,7 +424,8 @@ impl Block {
         };
         let [q, k, v] = self.projected(x, state)?;
         let (q, k) = (rotated(q, shape.heads)?, rotated(k, shape.kv_heads)?);
-        let (k, v) = match state.prefix(self.index)? {
+        let prefix = if run.batch.first.is_empty() { state.prefix(self.index)? } else { None };
+        let (k, v) = match prefix {
             Some([keys, values]) => (
                 kernels::replace_leading(&k, &keys, &run.batch.offsets)?,
                 kernels::replace_leading(&v, &values, &run.batch.offsets)?,
@@ -429,9 +433,11 @@ impl Block {
             None => (k, v),
         };
         let distances = run.distances.as_ref().map(|distances| self.project(distances, shape, state)).transpose()?;
-        let mixed = match &distances {
-            Some(distances) => distances.attention([&q, &k, &v], &run.batch.offsets)?,
-            None => kernels::attention(&q, &k, &v, shape, run.bias.as_ref(), &run.batch.offsets)?,
+        let (bias, offsets) = (run.bias.as_ref(), &run.batch.offsets);
+        let mixed = match (&distances, &run.memories) {
+            (Some(distances), _) => distances.attention([&q, &k, &v], offsets)?,
+            (None, Some(memories)) => memories.attention(self.index, [&q, &k, &v], shape, bias, offsets)?,
+            (None, None) => kernels::attention(&q, &k, &v, shape, bias, offsets)?,
         };
         let mixed = match run.state.remedies() {
             Some(remedies) => {

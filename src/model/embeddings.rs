@@ -140,10 +140,12 @@ fn positions(batch: &Packed, first: usize, padding: Option<u32>, most: usize) ->
     let mut rows = Vec::with_capacity(batch.ids.len());
     for text in 0..batch.sequences() {
         let ids = batch.sequence(text);
-        if ids.len() > most {
-            return Err(ModelError::TooLong { text, tokens: ids.len(), positions: most });
+        let before = batch.first(text);
+        let tokens = before + ids.len();
+        if tokens > most {
+            return Err(ModelError::TooLong { text, tokens, positions: most });
         }
-        let mut next = first;
+        let mut next = first + before;
         for &id in ids {
             if Some(id) == padding {
                 rows.push(first.saturating_sub(1) as u32);

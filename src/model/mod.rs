@@ -14,6 +14,7 @@ mod initialise;
 mod linear;
 mod load;
 mod loaded;
+mod memory;
 mod names;
 mod norm;
 mod patches;
@@ -40,6 +41,7 @@ pub use linear::Linear;
 #[cfg(feature = "cli")]
 pub(crate) use loaded::COMPANIONS;
 pub use loaded::{EMBEDDED, LoadError, LoadedModel};
+pub use memory::Memory;
 pub use precision::Precision;
 pub use processor::Processor;
 pub use transformer::{ModelError, Pass, Transformer};

@@ -44,7 +44,7 @@ impl RotaryTables {
 
     /// What rotates the tokens of `batch`.
     pub(super) fn of(&self, batch: &Packed) -> Result<Rotation> {
-        let (cos, sin) = self.upto(batch.longest())?;
+        let (cos, sin) = self.upto(batch.span())?;
         Ok(Rotation { cos, sin, positions: batch.positions(), pairing: self.pairing })
     }
 

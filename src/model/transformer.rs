@@ -508,10 +508,11 @@ impl Transformer {
             shapes: (0..a.layers).map(shape).collect(),
             rotations: [rotation(everywhere)?, rotation(local)?],
             distances: self.distances.as_ref().map(|table| table.upto(batch.longest(), self.precision.compute)),
-            bias: self.distance_bias.as_ref().map(|bias| bias.upto(batch.longest())).transpose()?,
+            bias: self.distance_bias.as_ref().map(|bias| bias.upto(batch.span())).transpose()?,
             first_values: None,
             batch,
             state,
+            memories: None,
         })
     }
 
@@ -520,8 +521,16 @@ impl Transformer {
     /// # Errors
     /// As [`Self::hidden_states`].
     pub fn logits(&self, batch: &Packed, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+        self.logits_of(&self.hidden_states(batch, pass, &mut Silent)?)
+    }
+
+    /// The logits `[tokens, vocabulary]` of states after the final norm, `[tokens, d]`.
+    ///
+    /// # Errors
+    /// The model has no head.
+    pub fn logits_of(&self, states: &Tensor) -> Result<Tensor, ModelError> {
         let head = self.head()?;
-        let states = self.head_states(&self.hidden_states(batch, pass, &mut Silent)?)?;
+        let states = self.head_states(states)?;
         let logits = kernels::linear(&states, head.weight, head.bias)?;
         match head.soft_cap {
             Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),

@@ -14,6 +14,18 @@ pub struct Dose {
 }
 
 impl Peft {
+    /// Whether the newest tokens of a text are all that is read anew when it goes on, beside keys and values: not where
+    /// the λ term reads other tokens than its own (the arm `shuffled`).
+    #[must_use]
+    pub fn reads_on(&self) -> bool {
+        let reads_others = |dose: &Dose| dose.lambda != 0.0 && dose.arm == Arm::Shuffled;
+        let configured = self.config.residual.map(|residual| Dose { lambda: residual.lambda, arm: residual.arm });
+        match &self.doses {
+            Some(doses) => !doses.iter().any(reads_others),
+            None => !configured.iter().any(reads_others),
+        }
+    }
+
     /// The same modules with a dose for every block in place of the configured λ and arm. The configuration, and so
     /// what [`save_adapter`](super::save_adapter) writes, stays as it was. With every dose the configured one the
     /// forward pass is the same, bit for bit; with every λ 0 it is that of the vanilla modules.

@@ -31,6 +31,7 @@ mod leading_rows;
 mod linear;
 mod maximum;
 mod mixing;
+pub(super) mod remembered;
 mod rescale;
 mod rms_norm;
 mod rope;

@@ -4,6 +4,7 @@ mod bert;
 mod candle;
 mod deberta;
 mod each_family;
+mod generation;
 mod gguf;
 mod methods;
 mod remedies;

@@ -14,6 +14,7 @@ mod device;
 mod doctor;
 mod dose;
 mod export;
+mod generate;
 mod inspect;
 mod merge;
 mod objective;
@@ -64,6 +65,8 @@ enum Verb {
     Similarity(Box<similarity::SimilarityArgs>),
     /// Turn the lambda of a trained, frozen adapter up and down: what the initial residual causes.
     Dose(Box<dose::DoseArgs>),
+    /// Continue prompts: greedily, by draws or by beam search, with or without an adapter.
+    Generate(Box<generate::GenerateArgs>),
     /// Merge an adapter into the weights of its base model, wholly or as far as that is exact.
     Merge(merge::MergeArgs),
     /// Write an adapter for Python, or convert a checkpoint of SIBO's released code.
@@ -92,6 +95,7 @@ impl Cli {
             Verb::Train(args) => train::run(&args, quiet),
             Verb::Similarity(args) => similarity::run(&args, quiet),
             Verb::Dose(args) => dose::run(&args, quiet),
+            Verb::Generate(args) => generate::run(&args, quiet),
             Verb::Merge(args) => merge::run(&args, quiet),
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),

@@ -82,6 +82,22 @@ pub fn encode_text(text: &str, add_special: bool, tokenizer: &dyn Tokenize) -> R
     Ok(encoded)
 }
 
+/// The tokens of a text that is to be continued: as [`encode_text`] gives them, without an EOS behind.
+///
+/// # Errors
+/// The tokenizer refuses the text.
+pub fn encode_prompt(text: &str, add_special: bool, tokenizer: &dyn Tokenize) -> Result<Vec<u32>, DataError> {
+    let mut encoded = encode_text(text, add_special, tokenizer)?;
+    if add_special
+        && tokenizer.eos().is_some()
+        && encoded.ids.last().copied() == tokenizer.eos()
+        && encoded.special.last() == Some(&true)
+    {
+        encoded.ids.pop();
+    }
+    Ok(encoded.ids)
+}
+
 /// Encodes records for training; `path` is their file, for messages.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ mod texts;
 
 pub use batch::{EpochOrder, Packed, Sequence, split_validation, targets_and_weights};
 pub use chat::ChatTemplate;
-pub use encode::{EncodingOptions, EncodingReport, Example, LossOn, encode_records, encode_text};
+pub use encode::{EncodingOptions, EncodingReport, Example, LossOn, encode_prompt, encode_records, encode_text};
 pub use error::DataError;
 pub use image::{Image, PatchGrid};
 pub use image_folder::{ImageFile, image_files};

@@ -89,6 +89,22 @@ pub(super) fn record_from(object: &Object, place: &str) -> Result<Record, DataEr
     Err(DataError::UnknownKeys { place: place.to_owned(), found: keys(object) })
 }
 
+/// The record that an object asks for: as [`record_from`] reads it, but its answer may be missing, and is not read.
+pub(super) fn prompt_from(object: &Object, place: &str) -> Result<Record, DataError> {
+    let asked = [("instruction", "output"), ("question", "answer"), ("prompt", "completion")];
+    let Some((question, answer)) = asked.into_iter().find(|(question, _)| object.contains_key(*question)) else {
+        return record_from(object, place);
+    };
+    if object.contains_key("messages") {
+        return record_from(object, place);
+    }
+    let mut whole = object.clone();
+    whole.insert(answer.to_owned(), Value::String(String::new()));
+    // Keys of another question would be read first.
+    asked.iter().filter(|(other, _)| *other != question).for_each(|(other, _)| drop(whole.remove(*other)));
+    record_from(&whole, place)
+}
+
 fn messages_from(value: &Value, place: &str) -> Result<Vec<Message>, DataError> {
     let wrong = |found: &Value| DataError::WrongType {
         place: place.to_owned(),

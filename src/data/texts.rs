@@ -3,7 +3,7 @@
 use super::encode::encode_text;
 use super::json::{JsonObjects, Object, keys, kind};
 use super::lines::Lines;
-use super::records::record_from;
+use super::records::{prompt_from, record_from};
 use super::table::TableRows;
 use super::{ChatTemplate, DataError, Encoded, Phase, Template, Tokenize};
 use serde_json::Value;
@@ -18,6 +18,8 @@ pub enum Content {
     Field(Option<String>),
     /// The record that the row states, rendered with prompt and response.
     Record(Template),
+    /// The prompt of the record that the row states, which needs no answer.
+    Prompt(Template),
 }
 
 /// How texts are read.
@@ -127,10 +129,13 @@ impl TextSource {
         let group = self.options.group_by.as_ref().map(|field| group(&row, field, &place)).transpose()?;
         let (text, start, add_special) = match &self.options.content {
             Content::Field(field) => (self.field(&row, field.as_deref(), &place)?, None, true),
-            Content::Record(template) => {
-                let record = record_from(&row, &place)?;
+            Content::Record(template) | Content::Prompt(template) => {
+                let (record, phase) = match self.options.content {
+                    Content::Prompt(_) => (prompt_from(&row, &place)?, Phase::Test),
+                    _ => (record_from(&row, &place)?, Phase::Train),
+                };
                 let chat = self.options.chat.as_ref();
-                let rendered = template.render(&record, Phase::Train, chat).map_err(|e| e.at(place))?;
+                let rendered = template.render(&record, phase, chat).map_err(|e| e.at(place))?;
                 let start = rendered.response_start();
                 ((rendered.text, None), start, rendered.add_special)
             }

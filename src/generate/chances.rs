@@ -131,6 +131,29 @@ mod tests {
     }
 
     #[test]
+    fn probabilities_are_those_that_transformers_leaves() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/generation.json")).unwrap();
+        let list = |value: &serde_json::Value| -> Vec<f64> {
+            value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let logits = list(&golden["chances"]["logits"]);
+        let cases = golden["chances"]["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 6);
+        for case in cases {
+            let top_k = case["top_k"].as_u64().map(|k| k as usize);
+            let sampling = sampling(case["temperature"].as_f64().unwrap(), top_k, case["top_p"].as_f64().unwrap());
+            let mut found = vec![0.0; logits.len()];
+            for (id, probability) in probabilities(&logits, &sampling) {
+                found[id] = probability;
+            }
+            for (found, wanted) in found.iter().zip(list(&case["probabilities"])) {
+                assert!((found - wanted).abs() < 1e-12, "{sampling:?}: {found} {wanted}");
+            }
+        }
+    }
+
+    #[test]
     fn a_nucleus_of_many_is_found_too() {
         // 1,000 tokens of falling weight: the one of the greatest id weighs most.
         let logits: Vec<f64> = (0..1000).map(|id| f64::from(id) / 400.0).collect();

@@ -139,6 +139,27 @@ impl LoadedModel {
         }
     }
 
+    /// The tokens that end a text: the tokenizer's EOS, and what `generation_config.json` and `config.json` name beside it
+    /// (models for chat end a turn by another token).
+    #[must_use]
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut all: Vec<u32> = self.tokenizer().ok().and_then(TextTokenizer::eos).into_iter().collect();
+        for file in ["generation_config.json", "config.json"] {
+            let stated =
+                self.companions.get(file).and_then(|bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok());
+            let named = match stated.as_ref().and_then(|stated| stated.get("eos_token_id")) {
+                Some(serde_json::Value::Array(several)) => several.clone(),
+                Some(one) => vec![one.clone()],
+                None => Vec::new(),
+            };
+            all.extend(named.iter().filter_map(serde_json::Value::as_u64).filter_map(|id| u32::try_from(id).ok()));
+        }
+        all.retain(|&id| (id as usize) < self.transformer.architecture().vocab_size);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// The transformer with a head for `classes` classes, from the same files: `path` is the folder or GGUF file, `None` for
     /// the embedded model. Where the files have no such head, it begins at random.
     ///

@@ -13,6 +13,7 @@ mod doctor;
 mod dose;
 mod encoder;
 mod full_disk;
+mod generate;
 mod images;
 mod inspect;
 mod measures;

@@ -3,7 +3,7 @@
 use super::architecture::Role;
 use crate::kernels::{self, FrozenWeight};
 use crate::peft::PassState;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, TensorId};
 
 /// `y = W·x + b`, `W` of shape `[out, in]`, together with whatever a PEFT module adds.
 #[derive(Debug, Clone)]
@@ -23,6 +23,14 @@ impl Linear {
     /// The blocks cannot be read.
     pub fn weight(&self) -> Result<Tensor> {
         self.weight.numbers()
+    }
+
+    /// What names the weight among others; a quantised one has no name.
+    pub(crate) fn weight_id(&self) -> Option<TensorId> {
+        match &self.weight {
+            FrozenWeight::Plain(weight) => Some(weight.id()),
+            FrozenWeight::Quantised(_) => None,
+        }
     }
 
     /// The bias, `[out]`.

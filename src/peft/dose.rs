@@ -15,15 +15,17 @@ pub struct Dose {
 
 impl Peft {
     /// Whether the newest tokens of a text are all that is read anew when it goes on, beside keys and values: not where
-    /// the λ term reads other tokens than its own (the arm `shuffled`).
+    /// the λ term reads other tokens than its own (the arm `shuffled`), nor with the other remedies, which read states and
+    /// attention of the whole text.
     #[must_use]
     pub fn reads_on(&self) -> bool {
         let reads_others = |dose: &Dose| dose.lambda != 0.0 && dose.arm == Arm::Shuffled;
         let configured = self.config.residual.map(|residual| Dose { lambda: residual.lambda, arm: residual.arm });
-        match &self.doses {
-            Some(doses) => !doses.iter().any(reads_others),
-            None => !configured.iter().any(reads_others),
-        }
+        let shuffled = match &self.doses {
+            Some(doses) => doses.iter().any(reads_others),
+            None => configured.iter().any(reads_others),
+        };
+        !shuffled && self.remedies.config().is_none()
     }
 
     /// The same modules with a dose for every block in place of the configured λ and arm. The configuration, and so

@@ -2,6 +2,7 @@
 
 use super::Dose;
 use super::config::{Arm, ResidualConfig};
+use super::once::Once;
 use super::plan::PlanError;
 use crate::data::Packed;
 use crate::kernels::{self, Residual};
@@ -26,7 +27,12 @@ pub(crate) struct InitialResidual {
 
 impl InitialResidual {
     /// Prepares r for a batch whose h0 is `h0` (`[tokens, d]`).
-    pub(crate) fn new(config: &ResidualConfig, model: &Transformer, h0: &Tensor, batch: &Packed) -> Result<Self> {
+    pub(crate) fn new(
+        config: &ResidualConfig,
+        (model, random): (&Transformer, &Once),
+        h0: &Tensor,
+        batch: &Packed,
+    ) -> Result<Self> {
         let h0 = h0.detach();
         let source = match config.arm {
             Arm::H0 | Arm::H0Normed | Arm::None => h0,
@@ -34,7 +40,10 @@ impl InitialResidual {
                 let rows = Tensor::new(shuffled_rows(batch, config.seed), h0.device())?;
                 h0.index_select(&rows, 0)?
             }
-            Arm::Random => random_vector(model, config.seed)?.broadcast_as(h0.shape())?.contiguous()?,
+            Arm::Random => {
+                let vector = random.get(model.embedding().map(Tensor::id), || random_vector(model, config.seed))?;
+                vector.broadcast_as(h0.shape())?.contiguous()?
+            }
         };
         Ok(Self::from_source(config, source))
     }
@@ -48,7 +57,7 @@ impl InitialResidual {
     pub(crate) fn dosed(
         config: &ResidualConfig,
         doses: &[Dose],
-        model: &Transformer,
+        model: (&Transformer, &Once),
         h0: &Tensor,
         batch: &Packed,
     ) -> Result<Self> {

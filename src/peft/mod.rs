@@ -9,6 +9,7 @@ mod files;
 mod initial_residual;
 mod merge;
 mod module;
+mod once;
 mod plan;
 mod python;
 mod released;
@@ -34,6 +35,7 @@ use crate::remedies::Applied;
 use candle_core::{Tensor, Var};
 use initial_residual::InitialResidual;
 use module::Module;
+use once::Once;
 use rand::{Rng, RngCore};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -61,6 +63,8 @@ pub struct Peft {
     head: BTreeMap<String, Tensor>,
     /// Other remedies of over-smoothing, with what they have learned.
     remedies: Applied,
+    /// What the arm `random` reads.
+    random: Once,
     /// Golden tests state what the λ term reads where we would draw it.
     #[cfg(test)]
     stated_source: Option<Tensor>,
@@ -201,6 +205,7 @@ impl Peft {
             virtual_table: None,
             head: BTreeMap::new(),
             remedies: Applied::default(),
+            random: Once::default(),
             config,
             #[cfg(test)]
             stated_source: None,
@@ -251,6 +256,7 @@ impl Peft {
                 };
                 *tensor = variable.as_tensor().clone();
             }
+            module.lengths = Once::default();
         }
         if let Some(table) = &mut self.virtual_table {
             let variable = Var::from_tensor(table)?;
@@ -284,8 +290,10 @@ impl Peft {
         for module in frozen.modules.iter_mut().flatten().flatten() {
             module.tensors.iter_mut().chain(&mut module.theta).for_each(|tensor| *tensor = tensor.detach());
         }
+        frozen.modules.iter_mut().flatten().flatten().for_each(|module| module.lengths = Once::kept());
         frozen.virtual_table.iter_mut().for_each(|table| *table = table.detach());
         frozen.remedies.tensors_mut().for_each(|(_, tensor)| *tensor = tensor.detach());
+        frozen.random = Once::kept();
         frozen
     }
 
@@ -348,12 +356,13 @@ impl<'a> PassState<'a> {
         let residual = match pass.peft.and_then(|peft| peft.config.residual).map(scheduled) {
             Some(config) => {
                 let h0 = embedded.h0(config.h0_kind);
+                let once = pass.peft.map(|peft| peft.random.clone()).unwrap_or_default();
                 Some(match pass.peft.and_then(|peft| peft.doses.as_deref()) {
-                    None => InitialResidual::new(&config, model, h0, batch)?,
+                    None => InitialResidual::new(&config, (model, &once), h0, batch)?,
                     Some(doses) => {
                         let doses: Vec<Dose> =
                             doses.iter().map(|dose| Dose { lambda: dose.lambda * share, ..*dose }).collect();
-                        InitialResidual::dosed(&config, &doses, model, h0, batch)?
+                        InitialResidual::dosed(&config, &doses, (model, &once), h0, batch)?
                     }
                 })
             }

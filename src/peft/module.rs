@@ -1,6 +1,7 @@
 //! The trainable branches themselves: LoRA, DoRA, (IA)³ and bottleneck adapters.
 
 use super::initial_residual::InitialResidual;
+use super::once::Once;
 use super::plan::{Form, Mixing, PlannedModule, Position};
 use super::{BranchPass, Dose, PassState};
 use crate::kernels;
@@ -21,6 +22,8 @@ pub(crate) struct Module {
     dropout: f64,
     /// Of DoRA: the squared length of every row of the frozen weight, `[output]`.
     squares: Option<Tensor>,
+    /// Of DoRA: the lengths of the rows that the factors stretch.
+    pub(super) lengths: Once,
 }
 
 impl Module {
@@ -33,7 +36,7 @@ impl Module {
             Form::Decomposed { .. } => Some(linear.row_squares(tensors.first().map_or(DType::F32, Tensor::dtype))?),
             _ => None,
         };
-        Ok(Self { planned, tensors, theta: None, dropout, squares })
+        Ok(Self { planned, tensors, theta: None, dropout, squares, lengths: Once::default() })
     }
 
     /// Seeded start values: LoRA's A Kaiming-uniform(√5) and B zero, DoRA's lengths those of the weight, (IA)³'s factors one,
@@ -177,7 +180,11 @@ impl Module {
             (Form::Decomposed { .. }, _) => {
                 let inner = self.inner(x, state)?;
                 let y = linear.unbiased_with_branch(x, (&inner, self.up()?), scale)?;
-                linear.with_bias(&kernels::rescale(&y, self.tensor(2)?, Some(&self.row_lengths(linear)?))?)
+                linear.with_bias(&kernels::rescale(
+                    &y,
+                    self.tensor(2)?,
+                    Some(&self.lengths.get(linear.weight_id(), || self.row_lengths(linear))?),
+                )?)
             }
             (_, Position::Beside) => linear.base_with_branch(x, (&self.inner(x, state)?, self.up()?), scale),
             (_, Position::Before) => linear.base(&kernels::add_branch(x, &self.inner(x, state)?, self.up()?, scale)?),

@@ -32,25 +32,25 @@ fn adapter(dir: &Path, model: &Path, data: &Path) -> PathBuf {
 #[test]
 fn one_prompt_appears_as_text_and_as_json() {
     let base = "generate --model embedded --max-new-tokens 12 --quiet";
-    let ended = with(base, "--prompt", "the cat sees");
+    let ended = with(base, "--prompt", "lily gives tom");
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stderr);
     let text = ended.stdout.strip_suffix('\n').unwrap();
     assert!(!text.trim().is_empty() && !text.contains('\n'), "{text:?}");
-    let json = lines(&with(&format!("{base} --json"), "--prompt", "the cat sees").stdout);
+    let json = lines(&with(&format!("{base} --json"), "--prompt", "lily gives tom").stdout);
     assert_eq!(json.len(), 1);
-    assert_eq!((&json[0]["index"], &json[0]["prompt"]), (&0.into(), &"the cat sees".into()));
+    assert_eq!((&json[0]["index"], &json[0]["prompt"]), (&0.into(), &"lily gives tom".into()));
     assert_eq!(json[0]["text"].as_str().unwrap().trim(), text.trim());
     assert!(json[0]["log_probability"].as_f64().unwrap() < 0.0);
     // One beam is greedy; several are seen when they are done, and are at least as likely.
-    let one = with(&format!("{base} --beams 1"), "--prompt", "the cat sees").stdout;
+    let one = with(&format!("{base} --beams 1"), "--prompt", "lily gives tom").stdout;
     assert_eq!(one, ended.stdout);
-    let beams = with(&format!("{base} --beams 4 --json"), "--prompt", "the cat sees");
+    let beams = with(&format!("{base} --beams 4 --json"), "--prompt", "lily gives tom");
     assert_eq!(beams.code, Some(0), "{}", beams.stderr);
     // What stands behind the stop text is left out, and the stop text too.
     let word = text.split_whitespace().nth(2).unwrap();
-    let stopped = with(&format!("{base} --stop {word}"), "--prompt", "the cat sees").stdout;
+    let stopped = with(&format!("{base} --stop {word}"), "--prompt", "lily gives tom").stdout;
     assert_eq!(stopped.trim_end_matches('\n'), &text[..text.find(word).unwrap()]);
-    let json = lines(&with(&format!("{base} --json --stop {word}"), "--prompt", "the cat sees").stdout);
+    let json = lines(&with(&format!("{base} --json --stop {word}"), "--prompt", "lily gives tom").stdout);
     assert_eq!(json[0]["finish"], "stop");
 }
 

@@ -188,18 +188,18 @@ mod tests {
 
     #[test]
     fn a_text_appears_whole_and_never_takes_anything_back() {
-        let steps = shown("the cat", " sees the red dog .", &[]);
+        let steps = shown("lily gives", " tom books today and ann sells cards .", &[]);
         assert!(steps.len() > 3 && steps.windows(2).all(|pair| pair[1].starts_with(&pair[0])), "{steps:?}");
-        assert_eq!(steps.last().unwrap(), " sees the red dog .");
+        assert_eq!(steps.last().unwrap(), " tom books today and ann sells cards .");
     }
 
     #[test]
     fn what_may_begin_a_stop_text_is_held_back() {
-        let steps = shown("the cat", " sees the red dog .", &["the red", "dog . ."]);
-        assert!(steps.iter().all(|step| !step.contains("the")), "{steps:?}");
-        assert_eq!(steps.last().unwrap(), " sees ");
-        let steps = shown("the cat", " sees the dog .", &["dog . ."]);
+        let steps = shown("lily gives", " tom books today .", &["books today", "today . ."]);
+        assert!(steps.iter().all(|step| !step.contains("books")), "{steps:?}");
+        assert_eq!(steps.last().unwrap(), " tom ");
+        let steps = shown("lily gives", " tom books today .", &["today . ."]);
         let (last, before) = steps.split_last().unwrap();
-        assert!(before.iter().all(|step| !step.contains('.')) && last == " sees the dog .", "{steps:?}");
+        assert!(before.iter().all(|step| !step.contains('.')) && last == " tom books today .", "{steps:?}");
     }
 }

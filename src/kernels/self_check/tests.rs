@@ -42,6 +42,8 @@ fn no_kernel_is_forgotten() {
         "wide",
         "adamw",
         "sum_of_squares",
+        "log_sum_exp",
+        "remembered_attention",
     ];
     let checked: Vec<&str> = cases::all().iter().map(|case| case.kernel).collect();
     let exported = exported();

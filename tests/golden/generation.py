@@ -59,8 +59,10 @@ more_tokenizer = None
 
 def family(path):
     folder = HERE / path
+    # Falcon's eager attention adds ALiBi twice in transformers 5, see families_reference.py.
+    attention = "sdpa" if "falcon" in path else "eager"
     models = [
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
         for dtype in (torch.float32, torch.float64)
     ]
     vocab = models[0].config.vocab_size

@@ -119,10 +119,10 @@ fn tables() {
         "inspect --model model --method lora --rank 4 --sibo-lambda 0.2",
         "similarity --model model --texts data.jsonl --field output --quiet --baselines shuffled",
         "dose --model model --adapter run/adapter --texts data.jsonl --field output --lambda 0:1:0.5 --quiet",
-        "merge --model model --adapter run/adapter --out merged",
     ];
     let train = "train --model model --data data.jsonl --out run --rank 4 --sibo-lambda 0.2 --steps 1 --warmup-steps 1 \
         --val-size 0 --quiet";
+    // A step of rate 0 moves nothing: what is printed does not depend on the machine's last digits.
     assert_eq!(place.run(train).code, Some(0));
     assert_snapshot("tables", &lines.map(|line| place.shown(line)).join("\n"));
 }

@@ -41,9 +41,11 @@ fn assert_success(output: &Output) {
 fn train(dir: &Path, model: &Path, name: &str, options: &str) -> PathBuf {
     let data = small_model::instructions(&dir.join("data.jsonl"), 12);
     let out = dir.join(name);
-    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10 --val-size 0";
+    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10";
+    let held_out = if options.contains("--val-size") { "" } else { "--val-size 0" };
     let output = Command::new(env!("CARGO_BIN_EXE_smooth-probe"))
         .args(line.split(' '))
+        .args(held_out.split_whitespace())
         .args(options.split_whitespace())
         .args([Path::new("--model"), model, Path::new("--data"), &data, Path::new("--out"), &out])
         .output()
@@ -254,7 +256,7 @@ fn tensorboard_drops_what_a_resumed_run_writes_again() {
 /// A terminal of some width, in which Python runs the program: one line of progress, the dashboard, without colours.
 #[cfg(unix)]
 #[test]
-fn on_a_terminal_no_line_is_longer_than_it() {
+fn on_a_terminal_what_was_drawn_before_does_not_stay() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = small_model::tiny_model(&dir.path().join("model"));
@@ -289,5 +291,7 @@ fn on_a_terminal_no_line_is_longer_than_it() {
         let curves = ["similarity by layer, 0 to 3, drawn from", "lowest ", "  last block", "  before", "  step 8"];
         let shown = curves.iter().filter(|words| screen.contains(**words)).count();
         assert_eq!(shown, if options.is_empty() { 0 } else { curves.len() }, "{screen}");
+        // The bar or the nine lines of the curves, and the result: nothing of what was drawn before is left.
+        assert_eq!(screen.trim().lines().count(), if options.is_empty() { 2 } else { 10 }, "{screen}");
     }
 }

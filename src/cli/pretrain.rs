@@ -6,8 +6,8 @@ use crate::pretrain::recipe::Recipe;
 use crate::pretrain::run::{PretrainEvent, pretrain};
 use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ pub(super) fn run(args: &PretrainArgs, quiet: bool) -> Result<()> {
     drop(tuning);
     bar.finish_and_clear();
     if args.json {
-        say!("{:#}", json!({"out": args.out.display().to_string(), "last": last}));
+        say!("{:#}", described(&args.out, &last));
         return Ok(());
     }
     say!("{}", args.out.display());
@@ -68,6 +68,11 @@ pub(super) fn run(args: &PretrainArgs, quiet: bool) -> Result<()> {
     Ok(())
 }
 
+/// What was made, for machines: `docs/json.md`.
+fn described(out: &Path, last: &PretrainEvent) -> Value {
+    json!({"out": out.display().to_string(), "last": last})
+}
+
 /// How far the loss is above what no model can go below, and the share of right answers by gate.
 fn in_words(event: &PretrainEvent) -> String {
     let gates = event.gates.iter().filter(|gate| gate.split == "validation");
@@ -75,4 +80,47 @@ fn in_words(event: &PretrainEvent) -> String {
     let above =
         event.loss.zip(event.floor).map_or_else(|| "-".to_owned(), |(loss, floor)| format!("{:.4}", loss - floor));
     format!("loss-floor {above}  determined {:.4}  {}", event.validation_determined, gates.join("  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> PretrainEvent {
+        PretrainEvent {
+            step: 4,
+            tokens: 64,
+            seconds: 1.5,
+            loss: Some(2.5),
+            floor: Some(1.25),
+            lr: 1e-3,
+            validation_determined: 0.5,
+            validation_loss: 2.0,
+            gates: Vec::new(),
+            similarity: Vec::new(),
+            effective_rank: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn before_the_first_step_there_is_no_loss() {
+        assert_eq!(in_words(&event()), "loss-floor 1.2500  determined 0.5000  ");
+        assert!(in_words(&PretrainEvent { loss: None, ..event() }).starts_with("loss-floor -  "));
+    }
+
+    /// Making a model takes minutes, so the tests of the program do not hold this verb to the page.
+    #[test]
+    fn the_keys_are_those_of_the_page() {
+        let value = described(Path::new("out"), &event());
+        let page = include_str!("../../docs/json.md").split("\n## pretrain\n").nth(1).unwrap();
+        let rows: Vec<&str> =
+            page.lines().skip(1).take_while(|l| !l.starts_with('#')).filter(|l| l.starts_with("| `")).collect();
+        assert_eq!(value.as_object().unwrap().len(), rows.len());
+        for (key, row) in value.as_object().unwrap().keys().zip(&rows) {
+            assert!(row.starts_with(&format!("| `{key}` |")), "{row}");
+        }
+        for key in value["last"].as_object().unwrap().keys() {
+            assert!(rows[1].contains(&format!("`{key}`")), "{key}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What the user sees while work goes on: a live line on a terminal, plain lines in a log.
 
 use super::pace::Pace;
-use super::terminal::{Charset, Verbosity, verbosity};
+use super::terminal::{Charset, Verbosity, stderr_columns, verbosity};
 use crate::train::{Observer, StepEvent};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -12,7 +12,13 @@ pub(super) const EVERY: Duration = Duration::from_secs(10);
 
 /// A progress bar over `total` units; silent if `quiet` or if stderr is no terminal.
 pub(super) fn bar(total: u64, unit: &str, quiet: bool) -> ProgressBar {
-    styled(total, quiet, &format!("{{bar:24}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{wide_msg}}"))
+    let wide = bar_width();
+    styled(total, quiet, &format!("{{bar:{wide}}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{wide_msg}}"))
+}
+
+/// Columns of a bar: fewer where they are wanted for what stands behind it.
+fn bar_width() -> usize {
+    if stderr_columns().is_some_and(|columns| columns < 100) { 10 } else { 24 }
 }
 
 /// A bar of one line, cut where the terminal ends.
@@ -87,7 +93,7 @@ impl Progress {
         let now = Instant::now();
         Self {
             quiet,
-            bar: styled(0, quiet, "{prefix} {bar:24} {wide_msg}"),
+            bar: styled(0, quiet, &format!("{{prefix}} {{bar:{}}} {{wide_msg}}", bar_width())),
             unit,
             pace: Pace::new(now),
             stage: String::new(),
@@ -200,7 +206,8 @@ pub(super) struct TrainingProgress {
 impl TrainingProgress {
     pub(super) fn new(quiet: bool) -> Self {
         let now = Instant::now();
-        Self { bar: styled(0, quiet, "{bar:24} {wide_msg}"), quiet, pace: Pace::new(now), last: now }
+        let bar = styled(0, quiet, &format!("{{bar:{}}} {{wide_msg}}", bar_width()));
+        Self { bar, quiet, pace: Pace::new(now), last: now }
     }
 }
 

@@ -1,7 +1,6 @@
 """Runs a command on a terminal of so many columns, and prints what stands on the screen at its end.
 
-Fails if a line was longer than the terminal (it would wrap, and a bar that is drawn anew would leave its old lines), or if
-a colour was set.
+A bar that is longer than the terminal wraps, and leaves its old lines when it is drawn anew. Fails if a colour is set.
 
 python on_terminal.py COLUMNS PROGRAM ARGUMENT...
 """
@@ -38,7 +37,8 @@ code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 text = written.decode()
 assert code == 0, f"exit code {code}: {text}"
 
-# A screen that knows what bars use: the cursor up, down and to the left edge, and a line cleared.
+# A screen that knows what bars use: the cursor up, down and to the left edge, a line cleared, and the end of a line, behind
+# which a character goes to the next.
 screen, row, column = [[]], 0, 0
 for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.|\n", text, re.DOTALL):
     if token.startswith("\x1b["):
@@ -65,14 +65,14 @@ for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.|\n", text, re.DOTALL):
     elif token == "\n":
         row, column = row + 1, 0
     else:
+        if column == columns:
+            row, column = row + 1, 0
         while len(screen) <= row:
             screen.append([])
         line = screen[row]
         line.extend(" " * (column + 1 - len(line)))
         line[column] = token
         column += 1
-        if column > columns:
-            sys.exit(f"a line of more than {columns} columns: {''.join(line)!r}")
     while len(screen) <= row:
         screen.append([])
 print("\n".join("".join(line).rstrip() for line in screen))

@@ -8,10 +8,10 @@ use crate::train::{Observer, StepEvent};
 use indicatif::{MultiProgress, ProgressBar};
 use std::time::Instant;
 
-/// Columns that a curve may take: enough to see a course, in a line that the eye takes in.
-const WIDEST: usize = 64;
-/// Columns in front of a curve.
-const LABELS: usize = 30;
+/// Columns that a curve takes: enough to see a course, in a line that the eye takes in.
+const WIDTH: (usize, usize) = (16, 64);
+/// Columns in front of a curve, and behind it.
+const AROUND: (usize, usize) = (30, 30);
 
 /// Curves on a terminal.
 pub(super) struct Dashboard {
@@ -46,7 +46,8 @@ fn line() -> ProgressBar {
 impl Observer for Dashboard {
     fn step(&mut self, event: &StepEvent, total: u64) {
         self.history.add(event, total);
-        let width = stderr_columns().unwrap_or(80).saturating_sub(LABELS).clamp(8, WIDEST);
+        let columns = stderr_columns().unwrap_or(80);
+        let width = columns.saturating_sub(AROUND.0 + AROUND.1).clamp(WIDTH.0, WIDTH.1);
         for (line, text) in self.lines.iter().zip(self.history.lines(width, self.charset, Instant::now())) {
             line.set_message(text);
         }

@@ -9,7 +9,7 @@ use crate::hash;
 use crate::model::COMPANIONS;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-pub use settings::HubSettings;
+pub use settings::{HubSettings, Watch};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -255,7 +255,7 @@ impl Source<'_> {
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.settings.endpoint.clone())
             .with_token(self.settings.token.clone())
-            .with_progress(self.settings.progress)
+            .with_progress(false)
             .build()
             .map_err(|e| self.failed("anything", e))?;
         let info = api.repo(self.repo(self.revision)).info().map_err(|e| self.failed("the list of files", e))?;
@@ -298,7 +298,12 @@ impl Source<'_> {
         if place.exists() {
             return Ok(());
         }
-        pinned.download(file).map_err(|e| self.failed(file, e))?;
+        let watched = self.settings.watch.map(|watch| Watched { watch, advance: None });
+        let found = match watched {
+            Some(watched) => pinned.download_with_progress(file, watched),
+            None => pinned.download(file),
+        };
+        found.map_err(|e| self.failed(file, e))?;
         // A large file's place in the cache is named by its SHA-256: a transfer that broke off shows here.
         let broken = |source| HubError::Cache { path: place.display().to_string(), source };
         let blob = fs::canonicalize(&place).map_err(broken)?;
@@ -347,6 +352,28 @@ impl Source<'_> {
     }
 }
 
+/// The watch of one file, as the client reports to it.
+struct Watched {
+    watch: Watch,
+    advance: Option<Box<dyn FnMut(u64)>>,
+}
+
+impl hf_hub::api::Progress for Watched {
+    fn init(&mut self, size: usize, filename: &str) {
+        self.advance = Some((self.watch)(filename, size as u64));
+    }
+
+    fn update(&mut self, size: usize) {
+        if let Some(advance) = &mut self.advance {
+            advance(size as u64);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.advance = None;
+    }
+}
+
 /// Whether a text can be a commit's hash, and so a folder's name.
 fn is_commit(text: &str) -> bool {
     (7..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit())
@@ -380,7 +407,7 @@ mod tests {
             cache: dir.path().to_path_buf(),
             token: None,
             offline: true,
-            progress: false,
+            watch: None,
         };
         let message = |name: &str| resolve(name, None, &offline).unwrap_err().to_string();
         assert_eq!(message("./x"), "./x: no such folder; a hub name looks like org/name");

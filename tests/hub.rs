@@ -43,7 +43,7 @@ impl Server {
             cache: cache.to_path_buf(),
             token: None,
             offline: false,
-            progress: false,
+            watch: None,
         }
     }
 
@@ -241,4 +241,55 @@ fn a_damaged_file_does_not_stay_in_the_cache() {
     let model = dir.path().join("models--org--tiny");
     assert!(!model.join("blobs").join("0".repeat(64)).exists());
     assert!(!model.join("snapshots").join(COMMIT).join("config.json").exists());
+}
+
+#[test]
+fn the_verb_fetches_once_and_then_finds_offline() {
+    let server = Server::start(&WHOLE);
+    let dir = tempfile::tempdir().unwrap();
+    let fetch = |arguments: &[&str], offline: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_smooth-probe"));
+        command
+            .arg("fetch")
+            .args(arguments)
+            .current_dir(dir.path())
+            .env_remove("HF_TOKEN")
+            .env("HF_HUB_OFFLINE", offline);
+        command
+            .env("HF_ENDPOINT", &server.endpoint)
+            .env("HF_HOME", dir.path())
+            .env_remove("HF_HUB_CACHE")
+            .output()
+            .unwrap()
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let folder = dir.path().join("hub/models--org--tiny/snapshots").join(COMMIT);
+    let first = fetch(&["org/tiny"], "0");
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    assert_eq!(text(&first.stdout), format!("{}\n", folder.display()));
+    assert!(text(&first.stderr).contains(&format!("org/tiny at {COMMIT}: ")), "{}", text(&first.stderr));
+    let asked = server.requests().len();
+    let again = fetch(&["org/tiny", "--json", "--quiet"], "1");
+    assert_eq!((again.status.code(), text(&again.stderr).as_str()), (Some(0), ""));
+    assert_eq!(server.requests().len(), asked, "offline nothing is asked");
+    let value: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&value["revision"], &value["folder"]), (&COMMIT.into(), &folder.display().to_string().into()));
+    let sizes: BTreeMap<&str, u64> = WHOLE.iter().map(|(name, bytes)| (*name, bytes.len() as u64)).collect();
+    let files = value["files"].as_array().unwrap();
+    assert_eq!(files.len(), std::fs::read_dir(&folder).unwrap().count());
+    for file in files {
+        assert_eq!(file["bytes"].as_u64(), Some(sizes[file["file"].as_str().unwrap()]), "{file}");
+    }
+    assert_eq!(value["bytes"].as_u64(), files.iter().map(|file| file["bytes"].as_u64()).sum());
+    // The keys are those of docs/json.md.
+    let page = include_str!("../docs/json.md").split("\n## fetch\n").nth(1).unwrap();
+    let named: std::collections::BTreeSet<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split(" | ").next().unwrap().split('`').skip(1).step_by(2))
+        .collect();
+    assert_eq!(value.as_object().unwrap().keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(), named);
+    let absent = fetch(&["org/absent"], "0");
+    assert_eq!((absent.status.code(), text(&absent.stdout).as_str()), (Some(1), ""));
+    assert_eq!(text(&absent.stderr).lines().count(), 1, "{}", text(&absent.stderr));
 }

@@ -1,6 +1,6 @@
-//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter.
+//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter; event files in the real TensorBoard.
 //!
-//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers and peft.
+//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers, peft and tensorboard.
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what the tests share is part of the tests")]
 
@@ -13,7 +13,8 @@ use smooth_probe::data::Packed;
 use smooth_probe::model::weights::Weights;
 use smooth_probe::model::{Pass, Transformer, families};
 use smooth_probe::peft::load_adapter;
-use std::collections::HashMap;
+use smooth_probe::train::{Observer, StepEvent, TensorBoard, read_events};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -40,9 +41,11 @@ fn assert_success(output: &Output) {
 fn train(dir: &Path, model: &Path, name: &str, options: &str) -> PathBuf {
     let data = small_model::instructions(&dir.join("data.jsonl"), 12);
     let out = dir.join(name);
-    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10 --val-size 0";
+    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10";
+    let held_out = if options.contains("--val-size") { "" } else { "--val-size 0" };
     let output = Command::new(env!("CARGO_BIN_EXE_smooth-probe"))
         .args(line.split(' '))
+        .args(held_out.split_whitespace())
         .args(options.split_whitespace())
         .args([Path::new("--model"), model, Path::new("--data"), &data, Path::new("--out"), &out])
         .output()
@@ -158,4 +161,137 @@ fn the_python_module_computes_what_the_program_does() {
         Command::new(python).arg(script).args(["--program", program]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert_success(&output);
+}
+
+/// What TensorBoard reads of a folder: steps and values by tag; every checksum is checked.
+fn scalars(python: &Path, folder: &Path) -> BTreeMap<String, Vec<(u64, f64)>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/event_files.py");
+    let output = Command::new(python).arg(script).arg(folder).output().unwrap();
+    assert_success(&output);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(value["scalars"].clone()).unwrap()
+}
+
+#[test]
+fn tensorboard_reads_what_the_event_log_has() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_model::tiny_model(&dir.path().join("model"));
+    let log = dir.path().join("log");
+    let options = "--val-size 3 --eval-every 2 --probe-every 3 --sibo-lambda 0.2 --lambda-schedule rise --tensorboard";
+    train(dir.path(), &model, "run", &format!("{options} {}", log.display()));
+    let found = scalars(&python, &log);
+    let events = read_events(&dir.path().join("run/events.jsonl")).unwrap();
+    assert_eq!(events.len(), 6);
+    let mut expected: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
+    let mut add = |tag: &str, step: u64, value: Option<f64>| {
+        if let Some(value) = value {
+            expected.entry(tag.to_owned()).or_default().push((step, value));
+        }
+    };
+    for event in &events {
+        for (step, similarity) in [(0, &event.similarity_before), (event.step, &event.similarity)] {
+            let Some(similarity) = similarity else { continue };
+            assert_eq!(similarity.len(), 5, "layers 0 to 3, and after the final norm");
+            for (layer, value) in similarity.iter().enumerate() {
+                let tag =
+                    if layer == 4 { "similarity/final_norm".to_owned() } else { format!("similarity/layer_{layer}") };
+                add(&tag, step, *value);
+            }
+        }
+        add("loss", event.step, Some(event.loss));
+        add("lr", event.step, Some(event.lr));
+        add("grad_norm", event.step, Some(event.grad_norm));
+        add("tokens_per_second", event.step, Some(event.tokens as f64 / event.seconds));
+        add("val_loss", event.step, event.val_loss);
+        add("val_accuracy", event.step, event.val_accuracy);
+        add("lambda/all", event.step, event.lambda.get("all").copied());
+    }
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (tag, expected) in &expected {
+        let found = &found[tag];
+        assert_eq!(
+            found.iter().map(|(step, _)| step).collect::<Vec<_>>(),
+            expected.iter().map(|(s, _)| s).collect::<Vec<_>>(),
+            "{tag}"
+        );
+        for ((step, found), (_, expected)) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{tag} at {step}: {found}, {expected}");
+        }
+    }
+    println!("{} tags of {} steps", found.len(), events.len());
+}
+
+#[test]
+fn tensorboard_drops_what_a_resumed_run_writes_again() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let event = |step: u64, loss: f64| StepEvent {
+        step,
+        loss,
+        penalty: None,
+        lr: 0.5,
+        tokens: 8,
+        seconds: 0.5,
+        grad_norm: 1.0,
+        epoch: 1.0,
+        lambda: BTreeMap::new(),
+        val_loss: None,
+        val_accuracy: None,
+        similarity: None,
+        similarity_before: None,
+        phase_seconds: None,
+    };
+    let mut log = TensorBoard::create(dir.path(), false).unwrap();
+    (1..=5).for_each(|step| log.step(&event(step, 10.0), 7));
+    log.finish().unwrap();
+    // The last checkpoint was that of step 3.
+    let mut log = TensorBoard::create(dir.path(), true).unwrap();
+    (4..=7).for_each(|step| log.step(&event(step, 20.0), 7));
+    log.finish().unwrap();
+    let expected: Vec<(u64, f64)> = (1..=7).map(|step| (step, if step < 4 { 10.0 } else { 20.0 })).collect();
+    assert_eq!(scalars(&python, dir.path())["loss"], expected);
+}
+
+/// A terminal of some width, in which Python runs the program: one line of progress, the dashboard, without colours.
+#[cfg(unix)]
+#[test]
+fn on_a_terminal_what_was_drawn_before_does_not_stay() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_model::tiny_model(&dir.path().join("model"));
+    let data = small_model::instructions(&dir.path().join("data.jsonl"), 24);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/on_terminal.py");
+    for (columns, name, options) in
+        [("60", "line", ""), ("60", "curves", "--dashboard"), ("110", "wide", "--dashboard")]
+    {
+        let line = "train --rank 4 --steps 8 --warmup-steps 1 --val-size 4 --eval-every 2 --probe-every 2";
+        let output = Command::new(&python)
+            .arg(&script)
+            .args([columns, env!("CARGO_BIN_EXE_smooth-probe")])
+            .args(line.split(' '))
+            .args(options.split_whitespace())
+            .args([
+                Path::new("--model"),
+                &model,
+                Path::new("--data"),
+                &data,
+                Path::new("--out"),
+                &dir.path().join(name),
+            ])
+            .env("NO_COLOR", "1")
+            .env("LC_ALL", "C.UTF-8")
+            .env("TERM", "xterm")
+            .output()
+            .unwrap();
+        assert_success(&output);
+        let screen = String::from_utf8(output.stdout).unwrap();
+        println!("{screen}");
+        assert!(screen.contains("8/8 steps") && screen.contains(&format!("{name}/adapter")), "{screen}");
+        let curves = ["similarity by layer, 0 to 3, drawn from", "lowest ", "  last block", "  before", "  step 8"];
+        let shown = curves.iter().filter(|words| screen.contains(**words)).count();
+        assert_eq!(shown, if options.is_empty() { 0 } else { curves.len() }, "{screen}");
+        // The bar or the nine lines of the curves, and the result: nothing of what was drawn before is left.
+        assert_eq!(screen.trim().lines().count(), if options.is_empty() { 2 } else { 10 }, "{screen}");
+    }
 }

@@ -32,6 +32,12 @@ impl Manifest {
         self
     }
 
+    /// An entry that was added.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.entries.get(key)
+    }
+
     /// The manifest as JSON, with the wall time so far.
     #[must_use]
     pub fn json(&self) -> Value {

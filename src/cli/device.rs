@@ -7,6 +7,12 @@ use candle_core::{DType, Device, DeviceLocation};
 
 /// The device that `--device` names: auto, cpu, cuda, cuda:N or metal.
 pub(super) fn open(name: &str) -> Result<Device> {
+    let device = named(name)?;
+    detail!("--device {name}: {}", self::name(&device));
+    Ok(device)
+}
+
+fn named(name: &str) -> Result<Device> {
     match name {
         "cpu" => Ok(Device::Cpu),
         "auto" => Ok(first_that_answers()),

@@ -1,6 +1,6 @@
 //! `smooth-probe doctor`: what this machine is, and whether the kernels compute what they should on it.
 
-use super::device;
+use super::{device, progress};
 use crate::doctor::finding::{Finding, remedy};
 use crate::doctor::{Machine, check_kernels};
 use crate::kernels::{Deviation, KernelCheck};
@@ -29,11 +29,13 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
         print_machine(&machine);
         print_heading();
     }
+    let waiting = args.json.then(|| progress::waiting("checking every kernel and its gradient"));
     let checks = check_kernels(&device, |check| {
         if !args.json {
             print_check(check);
         }
     });
+    drop(waiting);
     let findings = machine.findings(&checks);
     let failed = findings.iter().filter(|finding| finding.is_failure()).count();
     if args.json {

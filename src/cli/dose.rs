@@ -1,7 +1,8 @@
 //! `smooth-probe dose`: λ turned up and down on a trained, frozen adapter.
 
+use super::progress::{EVERY, Progress};
 use super::texts::file_texts;
-use super::{device, objective, open, progress, write_chart};
+use super::{device, objective, open, write_chart};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::dose::DoseStudy;
 use crate::analysis::dose_grid::{DosePoint, DosedLayers, LambdaGrid, dose_points};
@@ -101,6 +102,9 @@ pub(super) struct DoseArgs {
     /// Folder for dose.csv, .parquet, .png, .svg, residual.csv, .parquet, .png, .svg and manifest.json.
     #[arg(long, default_value = "dose")]
     out: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
@@ -137,19 +141,18 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
             cost / (texts.len() + examples.len()).max(1)
         );
     }
-    let bar = progress::bar(cost as u64, "sequences", quiet);
+    let mut progress = Progress::new("sequences", quiet, EVERY);
+    progress.expect(cost as u64);
+    progress.begin("dose", cost as u64);
     let mut found = Vec::with_capacity(points.len());
-    for (index, &point) in points.iter().enumerate() {
-        bar.set_prefix(format!("{} λ {}", point.dose.arm, point.dose.lambda));
-        found.push((point, study.measure(&point, &mut |n| bar.inc(n as u64))?));
-        if !quiet && bar.is_hidden() && (index + 1) % 10 == 0 {
-            note!("{} of {} points", index + 1, points.len());
-        }
+    for &point in &points {
+        progress.rename(&format!("{} λ {}", point.dose.arm, point.dose.lambda));
+        found.push((point, study.measure(&point, &mut |n| progress.advance(n as u64))?));
     }
     let as_trained = DosePoint { layer: None, dose: Dose { lambda: trained.lambda, arm: trained.arm } };
     let mut residual = study.measure(&as_trained, &mut |_| ())?.residual;
     residual.iter_mut().for_each(|row| row.run.clone_from(&name));
-    bar.finish_and_clear();
+    progress.finish();
     let rows = dose_rows(&name, &found, &trained, args.seed)?;
 
     report::write_table(&args.out, "dose", &mut dose_frame(&rows)?)?;
@@ -171,7 +174,10 @@ pub(super) fn run(args: &DoseArgs, quiet: bool) -> Result<()> {
         .set("dtype", precision.compute.as_str())
         .set("base_dtype", precision.base_name());
     manifest.write(&args.out)?;
-    print_table(&rows);
+    match args.json {
+        true => say!("{:#}", described(args, &trained, &loss_source, &rows)),
+        false => print_table(&rows),
+    }
     if !quiet {
         note!("wrote {}", args.out.display());
     }
@@ -284,6 +290,38 @@ fn described_residual(residual: &ResidualConfig) -> Value {
 fn described_file(path: &Path, used: usize) -> Result<Value> {
     let sha256 = hash::sha256_file(path).with_context(|| open::unreadable(path))?;
     Ok(json!({"file": path.display().to_string(), "sha256": sha256, "used": used}))
+}
+
+/// The study for machines, the last block of each point: `docs/json.md`.
+fn described(args: &DoseArgs, trained: &ResidualConfig, loss_on: &LossSource, rows: &[DoseRow]) -> Value {
+    let rows = last_block(rows);
+    let difference = |difference: Option<Difference>| {
+        difference.map(|d| json!({"mean": d.mean, "ci_low": d.interval.low, "ci_high": d.interval.high, "texts": d.n}))
+    };
+    let points: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "residual": row.arm,
+                "block": row.dose_layer,
+                "lambda": row.lambda,
+                "trained": row.trained,
+                "h0_share": row.real_share,
+                "similarity": row.similarity,
+                "effective_rank": row.effective_rank,
+                "loss": row.loss,
+                "minus_trained": difference(row.spreads.similarity.trained),
+                "minus_none": difference(row.spreads.similarity.none),
+            })
+        })
+        .collect();
+    json!({
+        "out": args.out.display().to_string(),
+        "trained": described_residual(trained),
+        "loss_on": loss_on.0,
+        "layer": rows.first().map(|row| row.layer),
+        "points": points,
+    })
 }
 
 /// A line a point: the last block.

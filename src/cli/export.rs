@@ -7,7 +7,8 @@ use crate::persist;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["python", "from"])))]
@@ -37,6 +38,9 @@ pub(super) struct ExportArgs {
     /// The folder that is written. With --python by default the adapter's own, to which the two files are added.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -48,17 +52,22 @@ enum From {
 pub(super) fn run(args: &ExportArgs, quiet: bool) -> Result<()> {
     let name = open::base_of(&args.adapter, args.model.as_deref())?;
     let model = open::model(&name, args.revision.as_deref(), DType::F32.into(), &Device::Cpu)?;
-    let written = match args.from {
+    let (written, peft) = match args.from {
         None => python(args, &model, &name)?,
         Some(From::Sibo) => released(args, &model, &name)?,
     };
+    if args.json {
+        say!("{:#}", described(&written, &name, &peft));
+    } else if args.from.is_some() {
+        print_text(&peft);
+    }
     if !quiet {
         note!("wrote {}", written.display());
     }
     Ok(())
 }
 
-fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {
+fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<(PathBuf, Peft)> {
     let mut peft = load_adapter(&args.adapter, &model.transformer)?;
     // A head for classes changes what transformers calls the modules, where the base model was saved without one.
     let classified = match classes(&peft, model) {
@@ -74,14 +83,14 @@ fn python(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf>
     let architecture = classified.as_ref().unwrap_or(&model.transformer).architecture();
     let Some(out) = &args.out else {
         write_python(&args.adapter, &peft, architecture)?;
-        return Ok(args.adapter.clone());
+        return Ok((args.adapter.clone(), peft));
     };
     ensure!(!out.exists(), "{}: is there already; choose another --out", out.display());
     persist::replace_folder(out, |folder| -> Result<()> {
         save_adapter(folder, &peft, peft.class_head(), name)?;
         Ok(write_python(folder, &peft, architecture)?)
     })?;
-    Ok(out.clone())
+    Ok((out.clone(), peft))
 }
 
 /// How many classes the head that was trained with the modules tells apart.
@@ -90,18 +99,37 @@ fn classes(peft: &Peft, model: &LoadedModel) -> Option<usize> {
     peft.class_head().get(&last)?.dims().first().copied()
 }
 
-fn released(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<PathBuf> {
+fn released(args: &ExportArgs, model: &LoadedModel, name: &str) -> Result<(PathBuf, Peft)> {
     let out = args.out.as_ref().context("--out is missing: the converted adapter is a new folder")?;
     ensure!(!out.exists(), "{}: is there already; choose another --out", out.display());
     // The released code reads the rows of the table for every family.
     let stated = Released { lambda: args.sibo_lambda, policy: args.sibo_policy, arm: Arm::H0, h0_kind: H0Kind::Token };
     let peft = convert_released(&args.adapter, &model.transformer, &stated)?;
     persist::replace_folder(out, |folder| -> Result<()> { Ok(save_adapter(folder, &peft, peft.class_head(), name)?) })?;
+    Ok((out.clone(), peft))
+}
+
+fn print_text(peft: &Peft) {
     let residual = peft
         .config()
         .residual
         .map_or("vanilla".to_owned(), |r| format!("lambda {}, policy {}, h0 {}", r.lambda, r.policy, r.h0_kind));
     say!("converted   {}; {residual}", peft.config().method);
     say!("mixed       {} of {} modules", peft.plan().mixed(), peft.plan().modules.len());
-    Ok(out.clone())
+}
+
+/// The adapter for machines: `docs/json.md`.
+fn described(out: &Path, model: &str, peft: &Peft) -> Value {
+    let residual = peft
+        .config()
+        .residual
+        .map(|r| json!({"lambda": r.lambda, "policy": r.policy, "residual": r.arm, "h0": r.h0_kind}));
+    json!({
+        "out": out.display().to_string(),
+        "model": model,
+        "method": peft.config().method.to_string(),
+        "residual": residual,
+        "modules": peft.plan().modules.len(),
+        "mixed": peft.plan().mixed(),
+    })
 }

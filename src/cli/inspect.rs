@@ -1,7 +1,7 @@
 //! `smooth-probe inspect`: the plan, before anyone trains.
 
 use super::open;
-use crate::hub::{self, HubSettings};
+use crate::hub;
 use crate::model::gguf::Gguf;
 use crate::model::weights::Weights;
 use crate::model::{Architecture, EMBEDDED, Head, ModelError, families};
@@ -85,7 +85,7 @@ fn architecture(args: &InspectArgs) -> Result<(Architecture, Vec<String>)> {
         let model = open::model(EMBEDDED, None, DType::F32.into(), &Device::Cpu)?;
         return Ok((model.transformer.architecture().clone(), Vec::new()));
     }
-    let files = hub::resolve(&args.model, args.revision.as_deref(), &HubSettings::from_env())?;
+    let files = hub::resolve(&args.model, args.revision.as_deref(), &open::hub_settings())?;
     let Some(path) = &files.gguf else {
         let architecture = families::read_config(&files.folder)?;
         // A configuration can be looked at before its weights are there.

@@ -1,6 +1,6 @@
 //! `smooth-probe merge`: an adapter into the weights of its base model, checked on what was written.
 
-use super::{device, inspect, open};
+use super::{device, inspect, open, progress};
 use crate::data::Packed;
 use crate::model::weights::{TensorSource, Weights, save_tensors};
 use crate::model::{LoadedModel, PARTIAL, Pass, Transformer};
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
 use rand::Rng;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,9 @@ pub(super) struct MergeArgs {
     /// auto, cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &MergeArgs, quiet: bool) -> Result<()> {
@@ -53,6 +57,7 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> Result<()> {
     let model = open::model(&name, args.revision.as_deref(), DType::F32.into(), &place)?;
     model.refuse_partial()?;
     let peft = load_adapter(&args.adapter, &model.transformer)?;
+    let waiting = progress::waiting("merging");
     let merged = peft.merged(&model.transformer, args.partial)?;
     let source = open::files(&name, args.revision.as_deref())?;
     let tensors = tensors(&model, &merged.model, &peft, source.as_deref())?;
@@ -83,8 +88,18 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> Result<()> {
         }
         Ok(())
     })?;
+    drop(waiting);
+    let waiting = progress::waiting("checking what was written");
     let checked = check(args, &model.transformer, &peft, &merged, &place)?;
-    report(args, &merged, &tensors, &checked, quiet);
+    drop(waiting);
+    if args.json {
+        say!("{:#}", described(args, &merged, tensors.len(), checked.as_ref()));
+    } else {
+        report(args, &merged, &tensors, &checked);
+    }
+    if !quiet {
+        note!("wrote {}", args.out.display());
+    }
     Ok(())
 }
 
@@ -184,7 +199,35 @@ fn check(
     }))
 }
 
-fn report(args: &MergeArgs, merged: &Merged, tensors: &BTreeMap<String, Tensor>, checked: &Option<Check>, quiet: bool) {
+/// The merge for machines: `docs/json.md`.
+fn described(args: &MergeArgs, merged: &Merged, tensors: usize, checked: Option<&Check>) -> Value {
+    let difference = checked.map(|check| {
+        json!({
+            "of": check.what,
+            "texts": CHECKED.0,
+            "tokens": CHECKED.1,
+            "largest": check.largest,
+            "mean": check.mean,
+            "reach": check.of,
+        })
+    });
+    let left = merged.remainder.as_ref().map(|remainder| {
+        json!({
+            "modules": remainder.plan().modules.len(),
+            "numbers": remainder.plan().trainable(),
+            "base": args.out.join(BASE).display().to_string(),
+        })
+    });
+    json!({
+        "out": args.out.display().to_string(),
+        "modules": merged.modules,
+        "tensors": tensors,
+        "difference": difference,
+        "left": left,
+    })
+}
+
+fn report(args: &MergeArgs, merged: &Merged, tensors: &BTreeMap<String, Tensor>, checked: &Option<Check>) {
     say!("merged      {} modules into {} tensors", merged.modules, tensors.len());
     match checked {
         Some(Check { what, largest, mean, of }) => say!(
@@ -201,8 +244,5 @@ fn report(args: &MergeArgs, merged: &Merged, tensors: &BTreeMap<String, Tensor>,
             remainder.plan().modules.len(),
             args.out.join(BASE).display()
         );
-    }
-    if !quiet {
-        note!("wrote {}", args.out.display());
     }
 }

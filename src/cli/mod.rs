@@ -10,10 +10,21 @@ macro_rules! note {
     ($($part:tt)*) => { $crate::cli::print_note(&format!($($part)*)) };
 }
 
+/// `note!` for those who asked for more with `--verbose`.
+macro_rules! detail {
+    ($($part:tt)*) => {
+        if $crate::cli::terminal::verbosity() == $crate::cli::terminal::Verbosity::Verbose {
+            note!($($part)*);
+        }
+    };
+}
+
+mod completions;
 mod device;
 mod doctor;
 mod dose;
 mod export;
+mod fetch;
 mod generate;
 mod inspect;
 mod merge;
@@ -26,13 +37,17 @@ mod progress;
 mod remedies;
 mod reproduce;
 mod similarity;
+mod sparkline;
 mod states;
+mod terminal;
 mod texts;
 mod token_pairs;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
+use std::time::Instant;
+use terminal::Verbosity;
 
 /// Does my transformer over-smooth, and what does my fine-tuning do about it?
 #[derive(Debug, Parser)]
@@ -53,6 +68,9 @@ struct Common {
     /// No progress on stderr; results still go to stdout.
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// Also say where models come from, what they are computed on, how long it takes, and every cause of an error.
+    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +95,10 @@ enum Verb {
     Reproduce(reproduce::ReproduceArgs),
     /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
     Doctor(doctor::DoctorArgs),
+    /// Fetch a model from the hub into the cache: the only verb that must reach the network.
+    Fetch(fetch::FetchArgs),
+    /// Print what a shell needs to complete this program's options, or write its manual pages.
+    Completions(completions::CompletionsArgs),
 }
 
 impl Cli {
@@ -86,11 +108,13 @@ impl Cli {
     /// Whatever stops it, as one line.
     pub fn run(self) -> anyhow::Result<()> {
         let quiet = self.common.quiet;
+        terminal::set_verbosity(quiet, self.common.verbose);
+        let started = Instant::now();
         if let Some(threads) = self.common.threads {
             anyhow::ensure!((1..=1024).contains(&threads), "--threads is {threads}; it must be from 1 to 1024");
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
-        match self.verb {
+        let ended = match self.verb {
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Train(args) => train::run(&args, quiet),
             Verb::Similarity(args) => similarity::run(&args, quiet),
@@ -101,7 +125,11 @@ impl Cli {
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),
-        }
+            Verb::Fetch(args) => fetch::run(&args, quiet),
+            Verb::Completions(args) => completions::run(&args, quiet),
+        };
+        detail!("{:.2} s on {} threads", started.elapsed().as_secs_f64(), rayon::current_num_threads());
+        ended
     }
 }
 
@@ -144,5 +172,10 @@ pub fn report_failure(error: &anyhow::Error) -> ExitCode {
     }
     // Tensor errors carry a backtrace after their first line.
     note!("smooth-probe: {}", text.lines().next().unwrap_or_default());
+    if terminal::verbosity() == Verbosity::Verbose {
+        for (depth, cause) in error.chain().enumerate() {
+            cause.to_string().lines().for_each(|line| note!("  {depth}  {line}"));
+        }
+    }
     ExitCode::FAILURE
 }

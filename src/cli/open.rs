@@ -1,6 +1,8 @@
 //! Opening what the options name: devices, models, adapters.
 
-use crate::hub::{self, HubSettings};
+use super::progress;
+use super::terminal::{self, Verbosity};
+use crate::hub::{self, HubSettings, Watch};
 use crate::model::{EMBEDDED, LoadedModel, Precision};
 use crate::peft::base_model;
 use anyhow::{Context, Result};
@@ -12,12 +14,18 @@ pub(super) fn unreadable(path: &Path) -> String {
     format!("{}: cannot be read; check the name and the permissions", path.display())
 }
 
+/// The hub's settings, with progress of downloads unless `--quiet`.
+pub(super) fn hub_settings() -> HubSettings {
+    let watched = terminal::verbosity() > Verbosity::Quiet;
+    HubSettings { watch: watched.then_some(progress::download as Watch), ..HubSettings::from_env() }
+}
+
 /// The Hugging Face folder of a model; `None` for the embedded one.
 pub(super) fn files(name: &str, revision: Option<&str>) -> Result<Option<PathBuf>> {
     if name == EMBEDDED {
         return Ok(None);
     }
-    let files = hub::resolve(name, revision, &HubSettings::from_env()).context("--model")?;
+    let files = hub::resolve(name, revision, &hub_settings()).context("--model")?;
     Ok(Some(files.gguf.unwrap_or(files.folder)))
 }
 
@@ -35,10 +43,21 @@ pub(super) fn model(name: &str, revision: Option<&str>, precision: Precision, de
     if name == EMBEDDED {
         return Ok(LoadedModel::embedded(precision, device)?);
     }
-    let files = hub::resolve(name, revision, &HubSettings::from_env()).context("--model")?;
+    let files = hub::resolve(name, revision, &hub_settings()).context("--model")?;
+    let waiting = progress::waiting(&format!("reading {name}"));
     let loaded = match &files.gguf {
         Some(path) => LoadedModel::from_gguf(path, name, precision, device),
         None => LoadedModel::from_folder(&files.folder, name, precision, device),
-    };
-    Ok(loaded?)
+    }?;
+    let seconds = waiting.seconds();
+    drop(waiting);
+    detail!(
+        "{name}: {} of {} weights in {}, computed in {}, read in {seconds:.2} s from {}",
+        loaded.transformer.architecture().family,
+        loaded.transformer.architecture().parameter_count(),
+        precision.base_name(),
+        precision.compute.as_str(),
+        files.gguf.as_ref().unwrap_or(&files.folder).display()
+    );
+    Ok(loaded)
 }

@@ -2,6 +2,7 @@
 
 mod amount;
 mod checks;
+mod curves;
 mod figures;
 mod follow;
 mod identity;
@@ -9,6 +10,7 @@ mod run;
 mod split;
 mod work;
 
+use super::terminal::{self, Charset};
 use super::{states, texts, token_pairs};
 use crate::analysis::baselines::Baseline;
 use crate::analysis::layers::Layers;
@@ -145,6 +147,9 @@ pub(super) struct SimilarityArgs {
     /// Folder for similarity.csv, .parquet, .png, .svg, per_text.parquet, means.safetensors and manifest.json.
     #[arg(long, default_value = "similarity")]
     out: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     pairs: token_pairs::PairArgs,
     #[command(flatten)]
@@ -236,9 +241,15 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("base_dtype", args.precision().base_name());
     manifest.write(&args.out)?;
     follow::remove_progress(&args.out)?;
-    // What only the split asked for stands in its tables.
-    print_table(&rows, &done.runs, args.sites == Sites::Usual);
-    split::print(&split);
+    if args.json {
+        let reference = names.get(reference).copied().unwrap_or_default();
+        say!("{:#}", curves::json(&args.out, reference, &manifest, &rows));
+    } else {
+        // What only the split asked for stands in its tables.
+        print_table(&rows, &done.runs, args.sites == Sites::Usual);
+        curves::print(&rows, terminal::stdout_columns(), Charset::of_locale());
+        split::print(&split);
+    }
     if !quiet && !settled.removed.is_empty() {
         note!("removed what an earlier run wrote there and this one does not: {}", settled.removed.join(", "));
     }

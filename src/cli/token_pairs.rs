@@ -25,11 +25,17 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "LAYERS")]
     heatmap: Option<Layers>,
     /// The texts of the heat maps, by their position in the input from 0.
-    #[arg(long, value_name = "INDICES", value_delimiter = ',', default_value = "0", requires = "heatmap")]
+    #[arg(long, value_name = "INDICES", value_delimiter = ',', default_value = "0", requires = "heatmap",
+        value_parser = text_index)]
     text: Vec<u64>,
     /// How many texts --distance reads and --save-states writes: the first N, by default 50.
     #[arg(long, value_name = "N")]
     max_texts: Option<usize>,
+}
+
+/// A text by its position. The option differs from that of the texts' file by one letter.
+fn text_index(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it must be the position of a text, from 0; the file of texts is --texts".to_owned())
 }
 
 impl PairArgs {

@@ -1,8 +1,11 @@
 //! `smooth-probe train`: fine-tuning, from the options to the run folder.
 
-use super::progress::TrainingProgress;
+mod dashboard;
+mod dry_run;
+mod watch;
+
 use super::remedies::RemedyArgs;
-use super::{device, inspect, objective, open, profile_report, texts};
+use super::{device, objective, open, profile_report, texts};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::similarity::EncodedText;
@@ -13,21 +16,21 @@ use crate::data::{
 };
 use crate::hash;
 use crate::model::{LoadedModel, ModelError, Positions, Processor};
-use crate::peft::{Arm, Biases, LearnedBy, Mixing, Peft, Policy, load_adapter};
+use crate::peft::{Arm, Biases, LearnedBy, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
 use crate::train::{
     BaseDtypeName, DtypeName, LambdaSchedule, MethodName, Objective, Outcome, ProbeSet, RunFiles, Schedule, Subject,
-    TrainConfig, TrainData, Trainer, gradients,
+    TensorBoard, TrainConfig, TrainData, Trainer,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use watch::Watchers;
 
 /// The options; each may also stand in the TOML of --config under the same name, and wins over it.
 #[derive(Debug, Args, Serialize)]
@@ -216,6 +219,10 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_texts: Option<PathBuf>,
+    /// Also write the run for TensorBoard, into this folder: a run a folder.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensorboard: Option<PathBuf>,
     /// Stop after this many validations without improvement; 0 = never [default: 0].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -276,6 +283,14 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip)]
     dry_run: bool,
+    /// Show loss, learning rate and similarity by layer as curves while training; in a log the usual lines.
+    #[arg(long)]
+    #[serde(skip)]
+    dashboard: bool,
+    /// Print JSON.
+    #[arg(long)]
+    #[serde(skip)]
+    json: bool,
     // Last, since its heading would stand over what follows.
     #[command(flatten)]
     #[serde(flatten)]
@@ -353,6 +368,9 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     let mut manifest = Manifest::new("train");
     if !args.dry_run {
         refuse_used(&config.out, args.resume)?;
+        if let Some(folder) = config.tensorboard.as_deref().filter(|_| !args.resume) {
+            TensorBoard::refuse_used(folder)?;
+        }
     }
     let (place, precision) = (device::open(&config.device)?, config.precision());
     device::check(precision, &place)?;
@@ -396,7 +414,9 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         .dropping_depth(config.stochastic_depth)
         .regularised(config.cosine_regulariser);
     if args.dry_run {
-        return dry_run(&config, &subject, &data, &notes);
+        let found = dry_run::measure(&config, &subject, &data)?;
+        found.print(&subject, &notes, args.json);
+        return Ok(());
     }
     for note in notes.iter().filter(|_| !quiet) {
         note!("{note}");
@@ -406,6 +426,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         out: PathBuf::new(),
         device: device::kind(&place).to_owned(),
         checkpointing: false,
+        tensorboard: None,
         base_dtype: if precision.base == precision.compute && precision.quantised.is_none() {
             BaseDtypeName::Auto
         } else {
@@ -436,11 +457,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         manifest.set("modules", modules);
     }
     manifest.write(&config.out)?;
-    let mut progress = TrainingProgress::new(trainer.total_steps(), quiet);
+    let mut watchers = Watchers::new(args.dashboard, quiet, config.tensorboard.as_deref(), args.resume)?;
     if args.profile {
         profile::start();
     }
-    let outcome = trainer.run(args.resume, &fingerprint, &mut progress)?;
+    let outcome = trainer.run(args.resume, &fingerprint, &mut watchers)?;
     for (name, bytes) in &companions {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
     }
@@ -449,8 +470,30 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     manifest.set("status", "finished").set("outcome", describe(&outcome));
     manifest.write(&config.out)?;
-    say!("{}", files.result(&subject).display());
-    Ok(())
+    let result = files.result(&subject);
+    match args.json {
+        true => say!("{:#}", described(&config, &subject, &result, &outcome, &watchers)),
+        false => say!("{}", result.display()),
+    }
+    watchers.finish().with_context(|| format!("the run is finished and whole in {}", result.display()))
+}
+
+/// The run for machines: `docs/json.md`.
+fn described(
+    config: &TrainConfig,
+    subject: &Subject,
+    result: &Path,
+    outcome: &Outcome,
+    watchers: &Watchers,
+) -> serde_json::Value {
+    json!({
+        "out": config.out.display().to_string(),
+        "result": result.display().to_string(),
+        "method": config.method,
+        "trainable": subject.trainable(),
+        "outcome": describe(outcome),
+        "last": watchers.last(),
+    })
 }
 
 fn describe(outcome: &Outcome) -> serde_json::Value {
@@ -583,59 +626,4 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
         }
     };
     Ok(Subject::adapter(transformer, peft)?.checkpointing(config.checkpointing))
-}
-
-/// Modules, memory and time. The time is that of the first micro-batch, run for real.
-fn dry_run(config: &TrainConfig, subject: &Subject, data: &TrainData, notes: &[String]) -> Result<()> {
-    for note in notes {
-        say!("{note}");
-    }
-    let trainer = Trainer::new(config, subject, data, None)?;
-    if let Some(peft) = subject.peft() {
-        say!(
-            "{}; residual mixed into {} of {} modules",
-            peft.config().method,
-            peft.plan().mixed(),
-            peft.plan().modules.len()
-        );
-        for module in &peft.plan().modules {
-            let mixed = if module.residual == Mixing::Mixed { "h0 mixed in" } else { "" };
-            say!("  {}  {} -> {}  {}  {mixed}", module.path, module.input, module.output, module.trainable);
-        }
-    }
-    let bytes = |dtype: DType| dtype.size_in_bytes() as u64;
-    let precision = subject.model().precision();
-    let weights = subject.model().bytes();
-    let trained = subject.trainable() as u64 * bytes(precision.trained());
-    let base = if subject.peft().is_some() { weights } else { 0 };
-    let (mut micro_batches, _) = trainer.micro_batches(0);
-    let count = micro_batches.len();
-    micro_batches.truncate(1);
-    let tokens: usize = micro_batches.iter().flatten().map(|e| e.ids.len()).sum();
-    let before = resident(false);
-    let started = Instant::now();
-    gradients(subject, &micro_batches, Some((config.seed, 0)), 1)?;
-    let seconds = started.elapsed().as_secs_f64() * count as f64;
-    let activations = resident(true).zip(before).map(|(peak, before)| peak.saturating_sub(before));
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    say!("trainable        {}", inspect::thousands(subject.trainable() as u64));
-    say!("frozen weights   {}", mib(base));
-    say!("trained weights  {}", mib(trained));
-    say!("gradients        {}", mib(trained));
-    say!("AdamW moments    {}", mib(2 * trained));
-    if let Some(bytes) = activations {
-        say!("activations      {} (measured: one micro-batch of {tokens} tokens)", mib(bytes));
-    }
-    let total = trainer.total_steps();
-    say!("steps            {total}, about {:.2} s each: {:.0} min", seconds, seconds * total as f64 / 60.0);
-    say!("examples         {} to train on, {} held out", data.train.len(), data.validation.len());
-    Ok(())
-}
-
-/// The process's resident memory, now or at its peak, in bytes; `None` where the system does not say.
-fn resident(peak: bool) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let key = if peak { "VmHWM:" } else { "VmRSS:" };
-    let line = status.lines().find(|line| line.starts_with(key))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

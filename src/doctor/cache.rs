@@ -57,7 +57,7 @@ mod tests {
 
     fn settings(cache: PathBuf) -> HubSettings {
         let token = Some("hf_secret".to_owned());
-        HubSettings { endpoint: "http://hub".to_owned(), cache, token, offline: true, progress: false }
+        HubSettings { endpoint: "http://hub".to_owned(), cache, token, offline: true, watch: None }
     }
 
     #[test]

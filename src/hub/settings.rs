@@ -17,9 +17,13 @@ pub struct HubSettings {
     pub token: Option<String>,
     /// Never connect; take what the cache has.
     pub offline: bool,
-    /// Show a progress bar for each file on a terminal.
-    pub progress: bool,
+    /// Who watches downloads; none: nobody.
+    pub watch: Option<Watch>,
 }
+
+/// Called with a file's name and its size in bytes when its download begins; what it answers receives how many bytes more
+/// have come, and is dropped at the end.
+pub type Watch = fn(&str, u64) -> Box<dyn FnMut(u64)>;
 
 impl HubSettings {
     /// The settings that the environment asks for, read as Hugging Face's own tools read them.
@@ -48,7 +52,7 @@ impl HubSettings {
             cache,
             token,
             offline: text("HF_HUB_OFFLINE").is_some_and(yes),
-            progress: true,
+            watch: None,
         }
     }
 }

@@ -112,6 +112,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
+    /// The folder of event files for TensorBoard; unset: none. Changes nothing of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensorboard: Option<PathBuf>,
     /// Steps between similarity measurements of the held-out texts; 0 is never.
     pub probe_every: u64,
     /// Texts of the probe set, a text a line; unset: the first 32 validation examples.
@@ -196,6 +199,7 @@ impl Default for TrainConfig {
             val_size: None,
             eval_every: 80,
             save_every: 80,
+            tensorboard: None,
             probe_every: 80,
             probe_texts: None,
             patience: 0,

@@ -10,6 +10,7 @@ mod optimizer;
 mod schedule;
 mod step;
 mod subject;
+mod tensorboard;
 mod trainer;
 
 #[cfg(test)]
@@ -27,4 +28,5 @@ pub use optimizer::{AdamW, Moments, clip_factor, gradient_norm};
 pub use schedule::{lambda_share, learning_rate};
 pub use step::{Evaluation, ExampleLoss, StepReport, evaluate, evaluate_examples, gradients, train_step};
 pub use subject::Subject;
+pub use tensorboard::{TensorBoard, TensorBoardError};
 pub use trainer::{Observer, Outcome, ProbeSet, RunFiles, TrainData, Trainer};

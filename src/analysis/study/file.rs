@@ -1,16 +1,23 @@
 //! A study: its file, read and checked.
 
+use super::grid::expand;
 use super::schema::{
     ArmEntry, Column, ComparisonEntry, Figure, Gate, Margins, Measurement, PageWords, StudyFile, StudyScale,
 };
 use crate::data::LossOn;
+use crate::model::{Architecture, LoadedModel};
+use crate::peft::Plan;
 use crate::pretrain::tasks::Task;
 use crate::train::TrainConfig;
+use candle_core::{DType, Device};
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The studies that are compiled in, by name.
-const COMPILED_IN: [(&str, &str); 1] = [("headline", include_str!("../../../analyses/headline.toml"))];
+const COMPILED_IN: [(&str, &str); 2] = [
+    ("headline", include_str!("../../../analyses/headline.toml")),
+    ("methods", include_str!("../../../analyses/methods.toml")),
+];
 
 /// Settings of `train` that a cell does not read: what they say, a study says elsewhere or not at all.
 const NOT_OF_A_STUDY: [(&str, &str); 18] = [
@@ -214,18 +221,23 @@ impl Study {
         let task =
             task.ok_or_else(|| at("task", format!("{} is unknown; choose one of {}", read.task, known.join(", "))))?;
         let common = settings(&toml::Table::new(), &read.training).map_err(|problem| at("training", problem))?;
+        let model = LoadedModel::embedded(DType::F32, &Device::Cpu).map_err(|error| at("model", error.to_string()))?;
+        let architecture = model.transformer.architecture();
+        let arm = |entry: &ArmEntry| arm(entry, &read).and_then(|arm| planned(arm, architecture));
+        let grid = expand(&read).map_err(|(place, problem)| at(&place, problem))?;
+        let (before, behind): (Vec<&ArmEntry>, Vec<&ArmEntry>) = read.arms.iter().partition(|entry| !entry.tuned);
         let mut arms = Vec::new();
         let mut names = BTreeSet::new();
-        for entry in &read.arms {
+        for entry in before.into_iter().chain(&grid.arms).chain(behind) {
             if !names.insert(entry.name.as_str()) {
                 return Err(at("arms", format!("two arms are named {}; give each its own name", entry.name)));
             }
-            arms.push(arm(entry, &read).map_err(|problem| at(&format!("arm {}", entry.name), problem))?);
+            arms.push(arm(entry).map_err(|problem| at(&format!("arm {}", entry.name), problem))?);
         }
         let mut refused = Vec::new();
-        for entry in &read.refused {
+        for entry in grid.refused.iter().chain(&read.refused) {
             let place = format!("refused {}", entry.name);
-            match arm(entry, &read) {
+            match arm(entry) {
                 Ok(_) => return Err(at(&place, "can be run; write it among [[arms]]".to_owned())),
                 Err(reason) => refused.push(Refusal { name: entry.name.clone(), reason }),
             }
@@ -244,7 +256,7 @@ impl Study {
             margins: read.margins,
             arms,
             refused,
-            comparisons: read.comparisons,
+            comparisons: grid.comparisons.into_iter().chain(read.comparisons).collect(),
             gates: read.gates,
             figures: read.figures,
             page: read.page,
@@ -414,6 +426,14 @@ fn arm(entry: &ArmEntry, study: &StudyFile) -> Result<Arm, String> {
     })
 }
 
+/// The arm, if the model has a place for its modules.
+fn planned(arm: Arm, architecture: &Architecture) -> Result<Arm, String> {
+    if let Some(peft) = arm.training.as_ref().and_then(|config| config.peft(architecture)) {
+        Plan::new(architecture, &peft).map_err(|error| error.to_string())?;
+    }
+    Ok(arm)
+}
+
 /// The settings of `train` that two tables say, the second over the first.
 fn settings(common: &toml::Table, own: &toml::Table) -> Result<TrainConfig, String> {
     for (key, why) in NOT_OF_A_STUDY {
@@ -506,14 +526,20 @@ mod tests {
     fn nonsense_is_named_with_its_file_and_key() {
         let error = refused(|text| text.replace("warmup-steps", "warmup_steps"));
         assert!(error.starts_with("mine.toml: training: unknown field `warmup_steps`"), "{error}");
-        let error = refused(|text| text.replace("{ sibo-lambda = 0.3 }", "{ sibo-lambda = 3 }"));
+        let error = refused(|text| text.replace("{ sibo-lambda = 0.3 }", "{ sibo-lambda = 3.0 }"));
         assert!(error.starts_with("mine.toml: arm lora-sibo: sibo-lambda is 3"), "{error}");
         let error = refused(|text| text.replace("title =", "titel ="));
         assert!(error.starts_with("mine.toml:4: unknown field `titel`"), "{error}");
         let error = refused(|text| text.replace("identity/difference", "identity/sum"));
         assert!(error.contains("identity/sum is unknown; choose one of identity/difference"), "{error}");
-        let error = refused(|text| text.replace("control = \"lora-none\"", "control = \"lora-nun\""));
-        assert_eq!(error, "mine.toml: comparisons: there is no arm lora-nun; name one of [[arms]]");
+        let error = refused(|text| text.replace("control = \"none\"", "control = \"nun\""));
+        assert_eq!(error, "mine.toml: contrasts: there is no variant nun; name one of [[variants]]");
+        let error = refused(|text| text.replace("arm = \"lora-vanilla\"", "arm = \"lora\""));
+        assert_eq!(error, "mine.toml: gates: there is no arm lora; name one of [[arms]]");
+        let error = refused(|text| text.replace("sibo = 5e-3", "sibbo = 5e-3"));
+        assert_eq!(error, "mine.toml: method lora: there is no variant sibbo; name one of [[variants]]");
+        let error = refused(|text| text.replace("\"gate_proj\"", "\"gate\""));
+        assert!(error.starts_with("mine.toml: arm adapter-vanilla: target \"gate\" matches no linear"), "{error}");
         let error = refused(|text| text.replace("schedule = \"linear\"", "schedule = \"linear\"\nseed = 3"));
         assert!(error.contains("seed is no setting of a study: the study's `seeds` say it"), "{error}");
         let error = refused(|text| text.replace("columns = [\"trained\"", "columns = [\"cost\""));
@@ -526,7 +552,7 @@ mod tests {
     fn what_cannot_be_run_says_why_in_the_settings_own_words() {
         let text = include_str!("../../../analyses/headline.toml");
         let with = |method: &str| {
-            let entry = format!("[[refused]]\nname = \"x\"\nlabel = \"x\"\n[refused.training]\n");
+            let entry = "[[refused]]\nname = \"x\"\nlabel = \"x\"\n[refused.training]\n";
             let entry = format!("{entry}method = \"{method}\"\nsibo-lambda = 0.3\n[[gates]]");
             Study::parse("mine", "mine.toml", &text.replacen("[[gates]]", &entry, 1))
         };

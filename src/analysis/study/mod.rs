@@ -16,6 +16,7 @@ mod estimate;
 mod figures;
 mod file;
 mod gates;
+mod grid;
 mod identity;
 mod missing;
 mod page;
@@ -35,8 +36,8 @@ pub use identity::{Digests, Identity};
 pub use page::{write_report, write_search};
 pub use phenomenon::write_base_figure;
 pub use schema::{
-    ArmEntry, ArmValue, Column, ComparisonEntry, Figure, Gate, LayerValue, Margins, Measurement, Outcome, PageWords,
-    StudyFile, StudyScale,
+    ArmEntry, ArmValue, Column, ComparisonEntry, Contrast, Figure, Gate, LayerValue, Margins, Measurement, MethodEntry,
+    Outcome, PageWords, StudyFile, StudyScale, Variant,
 };
 pub use store::{State, Store};
 

@@ -1,6 +1,7 @@
 //! What a study file may say, as it stands in the file.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A study file, as written.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -30,12 +31,22 @@ pub struct StudyFile {
     pub measurement: Measurement,
     /// Differences below these do not matter.
     pub margins: Margins,
-    /// What is run.
+    /// What is run beside the grid: in tables, what is not tuned stands before it and the others behind it.
+    #[serde(default)]
     pub arms: Vec<ArmEntry>,
+    /// The grid's methods; each is run in every variant.
+    #[serde(default)]
+    pub methods: Vec<MethodEntry>,
+    /// The grid's variants.
+    #[serde(default)]
+    pub variants: Vec<Variant>,
+    /// What is compared within every method.
+    #[serde(default)]
+    pub contrasts: Vec<Contrast>,
     /// What cannot be run: the page says why, in the words of the settings' own check.
     #[serde(default)]
     pub refused: Vec<ArmEntry>,
-    /// What is compared.
+    /// What is compared beside the contrasts.
     #[serde(default)]
     pub comparisons: Vec<ComparisonEntry>,
     /// What has to hold before a comparison is worth reading.
@@ -130,6 +141,57 @@ pub struct ArmEntry {
 
 fn yes() -> bool {
     true
+}
+
+/// A method of the grid.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MethodEntry {
+    /// The first part of its arms' names.
+    pub name: String,
+    /// Its name in figures.
+    pub group: String,
+    /// The peak learning rate that was chosen, by variant.
+    #[serde(default)]
+    pub lr: BTreeMap<String, f64>,
+    /// Peak learning rates that its arms may choose from, where they are not the study's.
+    #[serde(default)]
+    pub lr_candidates: Option<Vec<f64>>,
+    /// Variants that it cannot have.
+    #[serde(default)]
+    pub refused: Vec<String>,
+    /// Its settings of `train`.
+    #[serde(default)]
+    pub training: toml::Table,
+}
+
+/// A variant of every method of the grid.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Variant {
+    /// The last part of its arms' names.
+    pub name: String,
+    /// Its name in figures.
+    pub label: String,
+    /// Its settings of `train`, over the method's.
+    #[serde(default)]
+    pub training: toml::Table,
+}
+
+/// A comparison of two variants within every method that has both.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Contrast {
+    /// The variant that is judged.
+    pub treatment: String,
+    /// The variant that it is judged against.
+    pub control: String,
+    /// Contrasts of the same family are judged together over the methods, by Holm's correction; unset: each alone.
+    #[serde(default)]
+    pub family: Option<String>,
+    /// Whether it answers the study's question and so stands at the page's top.
+    #[serde(default)]
+    pub answer: bool,
 }
 
 /// A comparison, as written.

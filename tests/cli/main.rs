@@ -24,5 +24,6 @@ mod resume;
 mod similarity;
 mod small_model;
 mod states;
+mod study;
 mod token_pairs;
 mod training;

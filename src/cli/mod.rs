@@ -15,6 +15,7 @@ mod doctor;
 mod dose;
 mod export;
 mod inspect;
+mod interrupt;
 mod merge;
 mod objective;
 mod open;
@@ -26,6 +27,7 @@ mod remedies;
 mod reproduce;
 mod similarity;
 mod states;
+mod sweep;
 mod texts;
 mod token_pairs;
 mod train;
@@ -70,8 +72,10 @@ enum Verb {
     Export(export::ExportArgs),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
-    /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
+    /// Run studies: arms tuned and measured on the embedded model in paired seeds, with computed verdicts.
     Reproduce(reproduce::ReproduceArgs),
+    /// Run a study cell by cell, on a cluster: plan, run one, status, job files.
+    Sweep(sweep::SweepArgs),
     /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
     Doctor(doctor::DoctorArgs),
 }
@@ -96,6 +100,7 @@ impl Cli {
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
+            Verb::Sweep(args) => sweep::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),
         }
     }
@@ -140,5 +145,8 @@ pub fn report_failure(error: &anyhow::Error) -> ExitCode {
     }
     // Tensor errors carry a backtrace after their first line.
     note!("smooth-probe: {}", text.lines().next().unwrap_or_default());
-    ExitCode::FAILURE
+    match error.is::<interrupt::Interrupted>() {
+        true => ExitCode::from(interrupt::EXIT_CODE),
+        false => ExitCode::FAILURE,
+    }
 }

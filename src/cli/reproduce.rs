@@ -1,10 +1,11 @@
 //! `smooth-probe reproduce`: studies, cell by cell.
 
+use super::interrupt::{self, Interrupted};
 use super::{inspect, progress};
 use crate::analysis::manifest::Manifest;
 use crate::analysis::study::{
-    self, Cell, CellResult, Digests, Event, Figure, Job, SearchResult, Store, Study, StudyError, run_cell, run_search,
-    write_base_figure, write_report, write_search,
+    self, Cell, CellResult, Digests, Event, Figure, Job, Pause, SearchResult, Store, Study, StudyError, StudyScale,
+    run_cell, run_search, write_base_figure, write_report, write_search,
 };
 use crate::persist;
 use anyhow::{Result, ensure};
@@ -12,12 +13,19 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 #[derive(Debug, Args)]
 pub(super) struct ReproduceArgs {
     /// Studies by name, or study files of your own.
     #[arg(default_value = "headline", value_name = "NAME|FILE")]
     studies: Vec<String>,
+    /// All studies that are compiled in.
+    #[arg(long, conflicts_with = "studies")]
+    all: bool,
+    /// With --all: only those of this scale and the smaller ones.
+    #[arg(long, requires = "all", value_name = "SCALE")]
+    scale: Option<StudyScale>,
     /// Show the studies that are compiled in.
     #[arg(long)]
     list: bool,
@@ -27,36 +35,75 @@ pub(super) struct ReproduceArgs {
     /// Folder of the report [default: reports/NAME].
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Stop after so many minutes, with a checkpoint of what was begun and exit code 3; the same command goes on.
+    #[arg(long, value_name = "MINUTES")]
+    stop_after: Option<f64>,
+    #[command(flatten)]
+    common: StudyArgs,
+}
+
+/// Options of every verb that runs studies.
+#[derive(Debug, Args)]
+pub(super) struct StudyArgs {
     /// Folder of the finished cells, which all studies share; what is there is not run again. Several processes may work
     /// on one folder.
     #[arg(long, default_value = "reports/cells")]
-    cells: PathBuf,
+    pub(super) cells: PathBuf,
     /// Paired seeds, by default as many as the study file says; fewer than 5 allow no conclusion.
     #[arg(long)]
-    seeds: Option<u64>,
+    pub(super) seeds: Option<u64>,
     /// Optimizer steps of every cell, to try a study out.
     #[arg(long)]
-    steps: Option<u64>,
+    pub(super) steps: Option<u64>,
     /// Instead of the study: train every arm with each learning rate that the study file allows, on validation
     /// items alone, and write search.csv; what it finds best goes into the study file.
     #[arg(long)]
-    search: bool,
+    pub(super) search: bool,
+}
+
+impl StudyArgs {
+    /// A study with what the options change.
+    pub(super) fn open(&self, name: &str) -> Result<Study> {
+        let mut study = Study::open(name)?;
+        if let Some(seeds) = self.seeds {
+            ensure!((1..=100).contains(&seeds), "--seeds is {seeds}; it must be from 1 to 100");
+            study = study.with_seeds(seeds);
+        }
+        if let Some(steps) = self.steps {
+            ensure!(steps > 0, "--steps is 0; it must be at least 1");
+            study = study.with_steps(steps);
+        }
+        Ok(study)
+    }
 }
 
 pub(super) fn run(args: &ReproduceArgs, quiet: bool) -> Result<()> {
     if args.list {
         return list();
     }
-    ensure!(
-        args.out.is_none() || args.studies.len() == 1,
-        "--out is one folder, and {} studies are named; leave it out or name one",
-        args.studies.len()
-    );
+    let names: Vec<&str> = match args.all {
+        true => Study::names(),
+        false => args.studies.iter().map(String::as_str).collect(),
+    };
     // A mistake in the last file is found before the first study runs.
-    let studies = args.studies.iter().map(|name| opened(name, args)).collect::<Result<Vec<_>>>()?;
+    let mut studies = names.into_iter().map(|name| args.common.open(name)).collect::<Result<Vec<_>>>()?;
+    studies.retain(|study| args.scale.is_none_or(|scale| study.scale <= scale));
+    ensure!(
+        args.out.is_none() || studies.len() == 1,
+        "--out is one folder, and {} studies are named; leave it out or name one",
+        studies.len()
+    );
+    let stop = interrupt::flag()?;
+    if let Some(minutes) = args.stop_after {
+        interrupt::after_minutes(minutes, &stop)?;
+    }
     for study in &studies {
         let out = args.out.clone().unwrap_or_else(|| Path::new("reports").join(&study.name));
-        reproduce(args, study, &out, quiet)?;
+        let done = reproduce(args, study, &out, &stop, quiet);
+        match done.as_ref().err().and_then(|error| error.downcast_ref::<StudyError>()) {
+            Some(StudyError::Interrupted) => return Err(Interrupted(StudyError::Interrupted.to_string()).into()),
+            _ => done?,
+        }
     }
     Ok(())
 }
@@ -69,24 +116,10 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-/// A study with what the options change.
-fn opened(name: &str, args: &ReproduceArgs) -> Result<Study> {
-    let mut study = Study::open(name)?;
-    if let Some(seeds) = args.seeds {
-        ensure!((1..=100).contains(&seeds), "--seeds is {seeds}; it must be from 1 to 100");
-        study = study.with_seeds(seeds);
-    }
-    if let Some(steps) = args.steps {
-        ensure!(steps > 0, "--steps is 0; it must be at least 1");
-        study = study.with_steps(steps);
-    }
-    Ok(study)
-}
-
-fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, quiet: bool) -> Result<()> {
-    let store = Store::open(&args.cells)?;
+fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, stop: &AtomicBool, quiet: bool) -> Result<()> {
+    let store = Store::open(&args.common.cells)?;
     let mut digests = Digests::new()?;
-    let jobs = match args.search {
+    let jobs = match args.common.search {
         true => study::search_plan(study, &mut digests)?,
         false => study::plan(study, &mut digests)?,
     };
@@ -95,8 +128,9 @@ fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, quiet: bool) -> Re
     }
     persist::create_folder(out)?;
     let mut manifest = Manifest::new("reproduce");
-    if args.search {
-        return search(study, &jobs, &store, out, quiet);
+    let pause = Pause { stop, folder: store.folder() };
+    if args.common.search {
+        return search(study, &jobs, &store, &pause, out, quiet);
     }
     for figure in &study.figures {
         if let Figure::Phenomenon { file, .. } = figure {
@@ -107,8 +141,8 @@ fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, quiet: bool) -> Re
         }
     }
     let bar = progress::bar(jobs.len() as u64, "cells", quiet);
-    let run = |job: &Job| run_cell(study, job);
-    let results = drain(&store, &jobs, &run, &bar, quiet, |job, result: &CellResult| {
+    let run = |job: &Job| run_cell(study, job, &pause);
+    let results = drain(&store, &jobs, &pause, &run, &bar, quiet, |job, result: &CellResult| {
         format!("{} seed {}: accuracy {:.3}, {:.0} s", job.arm, job.seed, result.accuracy, result.seconds)
     })?;
     let mut cells: Vec<Cell> = jobs.iter().zip(results).map(|(job, result)| job.finished(result)).collect();
@@ -118,7 +152,7 @@ fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, quiet: bool) -> Re
     manifest
         .set("study", json!(study.text))
         .set("seeds", study.seeds)
-        .set("steps", json!(args.steps))
+        .set("steps", json!(args.common.steps))
         .set("scale", study.scale.name())
         .set("cells", jobs.iter().map(|job| job.identity.digest.clone()).collect::<Vec<_>>());
     manifest.write(out)?;
@@ -130,6 +164,7 @@ fn reproduce(args: &ReproduceArgs, study: &Study, out: &Path, quiet: bool) -> Re
 fn drain<R: serde::Serialize + serde::de::DeserializeOwned + Send>(
     store: &Store,
     jobs: &[Job],
+    pause: &Pause,
     run: &(impl Fn(&Job) -> Result<R, StudyError> + Sync),
     bar: &ProgressBar,
     quiet: bool,
@@ -141,7 +176,7 @@ fn drain<R: serde::Serialize + serde::de::DeserializeOwned + Send>(
         }
         bar.println(line);
     };
-    let results = study::drain(store, jobs, run, |event| match event {
+    let results = study::drain(store, jobs, pause.stop, run, |event| match event {
         Event::Finished { job, result, ran } => {
             if ran {
                 tell(line(job, result));
@@ -159,10 +194,10 @@ fn drain<R: serde::Serialize + serde::de::DeserializeOwned + Send>(
 }
 
 /// The learning-rate search: every arm with every candidate, on validation items alone.
-fn search(study: &Study, jobs: &[Job], store: &Store, out: &Path, quiet: bool) -> Result<()> {
+fn search(study: &Study, jobs: &[Job], store: &Store, pause: &Pause, out: &Path, quiet: bool) -> Result<()> {
     let bar = progress::bar(jobs.len() as u64, "cells", quiet);
-    let run = |job: &Job| run_search(study, job);
-    let results = drain(store, jobs, &run, &bar, quiet, |job, result: &SearchResult| {
+    let run = |job: &Job| run_search(study, job, pause);
+    let results = drain(store, jobs, pause, &run, &bar, quiet, |job, result: &SearchResult| {
         format!("{} lr {}: validation loss {:.4}, {:.0} s", job.arm, job.lr, result.validation_loss, result.seconds)
     })?;
     let found: Vec<Cell<SearchResult>> = jobs.iter().zip(results).map(|(job, result)| job.finished(result)).collect();

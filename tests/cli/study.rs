@@ -1,6 +1,8 @@
 //! `reproduce` with a study file of one's own.
 
 use super::program::{assert_one_line, command, run, succeed};
+#[cfg(unix)]
+use super::resume::stop_at;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -110,7 +112,7 @@ fn files(folder: &Path, ending: &str) -> Vec<String> {
 fn the_studies_are_listed() {
     let listed = succeed("reproduce --list");
     let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(names, ["headline", "methods"]);
+    assert_eq!(names, ["headline", "methods", "lambda", "residuals", "tasks", "remedies"]);
     assert!(listed.contains("8 arms, 5 seeds  Does the initial residual"), "{listed}");
 }
 
@@ -131,9 +133,11 @@ fn a_bad_study_is_refused_in_one_line() {
     let ended = of(&STUDY.replace(", sibo = 2e-3", ""));
     assert_one_line(&ended, &["lora-sibo has no lr yet", "reproduce mine --search"], "no learning rate");
     let ended = run("reproduce headlin");
-    assert_one_line(&ended, &["headlin: no study has this name", "headline, methods"], "an unknown name");
+    assert_one_line(&ended, &["headlin: no study has this name", "headline, methods, lambda"], "an unknown name");
     let ended = run("reproduce headline methods --out x");
     assert_one_line(&ended, &["--out is one folder"], "two studies in one folder");
+    let ended = of(STUDY);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
 #[test]
@@ -204,7 +208,11 @@ fn two_processes_share_the_work_and_a_killed_one_is_made_good() {
     let cells = dir.path().join("cells");
     let file = written(dir.path(), &STUDY.replace("seeds = 3", "seeds = 4"));
     let start = |out: &str| {
-        let line = format!("--threads 1 reproduce {file} --cells {} --out {}", cells.display(), dir.path().join(out).display());
+        let line = format!(
+            "--threads 1 reproduce {file} --cells {} --out {}",
+            cells.display(),
+            dir.path().join(out).display()
+        );
         let mut command = command(&line.split_whitespace().collect::<Vec<_>>());
         command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap()
     };
@@ -233,4 +241,88 @@ fn two_processes_share_the_work_and_a_killed_one_is_made_good() {
     let of = |out: &str| std::fs::read_to_string(dir.path().join(out).join("cells.csv")).unwrap();
     assert_eq!(of("one"), of("two"));
     assert_eq!(of("one").lines().count(), 17);
+}
+
+#[test]
+fn a_sweep_runs_cells_by_their_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let cells = dir.path().join("cells");
+    let study = format!("{} --cells {}", written(dir.path(), STUDY), cells.display());
+    let planned = succeed(&format!("sweep plan {study}"));
+    let rows: Vec<&str> = planned.lines().collect();
+    assert_eq!(rows.len(), 13);
+    assert_eq!(rows[0], "index,arm,seed,lr,state,cell");
+    assert!(
+        rows[1].starts_with("0,base,1,,pending,") && rows[3].starts_with("2,lora-sibo,1,0.002,pending,"),
+        "{planned}"
+    );
+
+    let cell = rows[1].rsplit(',').next().unwrap();
+    assert_eq!(
+        succeed(&format!("sweep run {study} --index 0")).trim(),
+        cells.join(format!("{cell}.toml")).to_str().unwrap()
+    );
+    let array = |name: &str, value: &str| {
+        let line = format!("sweep run {study}");
+        command(&line.split_whitespace().collect::<Vec<_>>()).env(name, value).output().unwrap()
+    };
+    assert!(array("SLURM_ARRAY_TASK_ID", "2").status.success());
+    assert!(array("JOB_COMPLETION_INDEX", "4").status.success());
+    assert_one_line(&array("JOB_COMPLETION_INDEX", "x").into(), &["JOB_COMPLETION_INDEX is \"x\""], "no number");
+    assert_one_line(&run(&format!("sweep run {study}")), &["--index is missing"], "no index");
+    assert_one_line(&run(&format!("sweep run {study} --index 12")), &["cell 12: the study has 12 cells"], "no cell");
+
+    let status = succeed(&format!("sweep status {study}"));
+    assert!(status.starts_with("12 cells of mine: 3 finished, 0 running, 0 paused, 9 pending\n"), "{status}");
+    assert!(
+        status.lines().any(|line| line.split_whitespace().collect::<Vec<_>>() == ["base", "2", "of", "3"]),
+        "{status}"
+    );
+    let pending = succeed(&format!("sweep plan {study} --pending"));
+    assert_eq!(pending.lines().count(), 10);
+    let script = succeed(&format!("sweep emit slurm {study} --minutes 5 --at-once 2"));
+    assert!(script.contains("#SBATCH --array=1,3,5-11%2\n#SBATCH"), "{script}");
+    assert!(script.contains(&format!("smooth-probe sweep run {study} &")), "{script}");
+    let job = succeed(&format!("sweep emit k8s {study} --image here/image --claim work"));
+    assert!(job.contains("completions: 12") && job.contains("image: \"here/image\""), "{job}");
+    assert_one_line(&run(&format!("sweep emit k8s {study}")), &["k8s needs --image"], "no image");
+}
+
+/// A cell's file without the times, which no two runs share.
+#[cfg(unix)]
+fn timeless(folder: &Path, cell: &str) -> String {
+    let text = std::fs::read_to_string(folder.join(format!("{cell}.toml"))).unwrap();
+    text.lines().filter(|line| !line.contains("seconds")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cell_that_is_asked_to_stop_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = STUDY.replace("steps = 2\n", "steps = 60\n").replace("eval-every = 1", "eval-every = 7");
+    let text = text.replace("probe-every = 1", "probe-every = 7").replace("batch-size = 2", "batch-size = 4");
+    let file = written(dir.path(), &text);
+    let line = |folder: &str| format!("sweep run {file} --cells {} --index 2", dir.path().join(folder).display());
+    succeed(&line("whole"));
+    let cell = files(&dir.path().join("whole"), ".toml").remove(0).replace(".toml", "");
+
+    let broken = dir.path().join("broken");
+    let asked = line("broken");
+    // Wherever in its work the signal finds it: it trains at least a step.
+    let code = stop_at(command(&asked.split_whitespace().collect::<Vec<_>>()), "-USR1", || {
+        !files(&broken, ".claim").is_empty()
+    });
+    assert_eq!(code, Some(3));
+    assert!(broken.join(format!("{cell}.paused/course.toml")).is_file());
+    assert_eq!(files(&broken, ".claim"), Vec::<String>::new());
+    let status = succeed(&format!("sweep status {file} --cells {}", broken.display()));
+    assert!(status.contains("0 finished, 0 running, 1 paused, 11 pending"), "{status}");
+    succeed(&asked);
+    assert_eq!(timeless(&broken, &cell), timeless(&dir.path().join("whole"), &cell));
+    assert_eq!(files(&broken, ".paused"), Vec::<String>::new());
+
+    // By the clock: what was begun is kept, and the study is as far as it came.
+    let stopped = run(&format!("reproduce {file} --cells {} --stop-after 0.02", dir.path().join("clock").display()));
+    assert_eq!(stopped.code, Some(3), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("run the same command again"), "{}", stopped.stderr);
 }

@@ -1,6 +1,6 @@
 //! One cell of a study: an arm and a seed, tuned, probed and tested.
 
-use super::cpu_time::CpuClock;
+use super::course::{Course, CoursePoint, Pause};
 use super::file::{Arm, Study};
 use super::identity::{Digests, Identity, changed_settings};
 use super::{StudyError, missing};
@@ -10,9 +10,10 @@ use crate::peft::Peft;
 use crate::pretrain::holdout::Split;
 use crate::pretrain::run::{Geometry, geometry};
 use crate::pretrain::tasks::{Task, encode_items, majority_share};
-use crate::train::{Observer, ProbeSet, StepEvent, Subject, TrainConfig, TrainData, TrainError, Trainer, evaluate};
+use crate::train::{ProbeSet, RunFiles, Subject, TrainConfig, TrainData, TrainError, Trainer, evaluate};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The seed of the learning-rate search: none of a study's own.
@@ -46,19 +47,6 @@ pub struct CellResult {
     pub course: Vec<CoursePoint>,
 }
 
-/// A moment of training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct CoursePoint {
-    /// Steps done.
-    pub step: u64,
-    /// Validation loss, in nats.
-    pub loss: f64,
-    /// Token similarity of the last block over the watched texts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub similarity: Option<f64>,
-}
-
 /// What one learning rate gave an arm on the validation items of the seed that is kept for the choice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -78,6 +66,8 @@ pub struct Job {
     pub arm: String,
     /// The seed.
     pub seed: u64,
+    /// The task.
+    pub task: Task,
     /// Peak learning rate; 0 where nothing is tuned.
     pub lr: f64,
     /// What decides its result.
@@ -99,6 +89,16 @@ pub struct Cell<R = CellResult> {
 }
 
 impl Job {
+    /// The folder in a store's in which the cell lies while it is asked to stop.
+    pub(super) fn paused_at(&self, store: &Path) -> PathBuf {
+        store.join(format!("{}.paused", self.identity.name()))
+    }
+
+    /// Whether it was begun and asked to stop.
+    pub(super) fn is_paused(&self, store: &Path) -> bool {
+        Course::lies_in(&self.paused_at(store))
+    }
+
     /// The finished cell.
     #[must_use]
     pub fn finished<R>(&self, result: R) -> Cell<R> {
@@ -120,7 +120,7 @@ pub fn plan(study: &Study, digests: &mut Digests) -> Result<Vec<Job>, StudyError
 }
 
 fn job(study: &Study, arm: &Arm, seed: u64, digests: &mut Digests) -> Result<Job, StudyError> {
-    let mut entries = digests.of(study.task, seed);
+    let mut entries = digests.of(arm.task, seed);
     let measurement = &study.measurement;
     let mut counts = vec![("probe-texts", measurement.probe_texts), ("test-items", measurement.test_items)];
     let training = match arm.settings(seed, arm.lr.unwrap_or_default()) {
@@ -138,7 +138,7 @@ fn job(study: &Study, arm: &Arm, seed: u64, digests: &mut Digests) -> Result<Job
     entries.extend(counts.iter().map(|(name, count)| ((*name).to_owned(), count.to_string())));
     entries.insert("measured".to_owned(), "test".to_owned());
     let lr = training.as_ref().map_or(0.0, |config| config.lr);
-    Ok(Job { arm: arm.name.clone(), seed, lr, identity: Identity::new(entries), training })
+    Ok(Job { arm: arm.name.clone(), seed, task: arm.task, lr, identity: Identity::new(entries), training })
 }
 
 /// The cells of the learning-rate search: every arm with every candidate, on a seed that is not the study's.
@@ -151,32 +151,14 @@ pub fn search_plan(study: &Study, digests: &mut Digests) -> Result<Vec<Job>, Stu
     jobs.map(|(arm, lr, training)| {
         // The similarity that is watched changes no weight, and the search does not look at it.
         let training = TrainConfig { probe_every: 0, ..training };
-        let mut entries = digests.of(study.task, SEARCH_SEED);
+        let mut entries = digests.of(arm.task, SEARCH_SEED);
         entries.extend(changed_settings(&training)?);
         entries.insert("validation-items".to_owned(), study.measurement.validation_items.to_string());
         entries.insert("measured".to_owned(), "validation".to_owned());
         let identity = Identity::new(entries);
-        Ok(Job { arm: arm.name.clone(), seed: SEARCH_SEED, lr, identity, training: Some(training) })
+        Ok(Job { arm: arm.name.clone(), seed: SEARCH_SEED, task: arm.task, lr, identity, training: Some(training) })
     })
     .collect()
-}
-
-#[derive(Default)]
-struct Course {
-    points: Vec<CoursePoint>,
-    clock: CpuClock,
-}
-
-impl Observer for Course {
-    fn step(&mut self, event: &StepEvent, _total: u64) {
-        // What was validated or probed after the step is no part of its time.
-        let alone = event.val_loss.is_none() && event.similarity.is_none() && event.similarity_before.is_none();
-        self.clock.lap(alone);
-        if let Some(loss) = event.val_loss {
-            let last = event.similarity.as_ref().and_then(|s| s.get(s.len().checked_sub(2)?).copied().flatten());
-            self.points.push(CoursePoint { step: event.step, loss, similarity: last });
-        }
-    }
 }
 
 /// The model and the task's items, all functions of the seed.
@@ -187,10 +169,10 @@ struct Items {
 }
 
 impl Items {
-    fn new(study: &Study, seed: u64) -> Result<Self, StudyError> {
+    fn new(study: &Study, job: &Job) -> Result<Self, StudyError> {
         let model = LoadedModel::embedded(DType::F32, &Device::Cpu)?;
         let encode = |split: Split, n: usize| -> Result<Vec<Example>, StudyError> {
-            let mut items = study.task.items(split, seed);
+            let mut items = job.task.items(split, job.seed);
             items.truncate(n);
             Ok(encode_items(&items, model.tokenizer()?, study.loss_on)?)
         };
@@ -209,16 +191,33 @@ fn subject_of(training: &TrainConfig, transformer: Transformer) -> Result<Subjec
         }
         None => Subject::full(transformer)?,
     };
-    Ok(subject.checkpointing(training.checkpointing).dropping_depth(training.stochastic_depth))
+    Ok(subject.configured(training))
 }
 
-/// Trains, and answers the model after training and what was seen on the way.
-fn tune(training: &TrainConfig, watched: usize, items: Items) -> Result<(Subject, Course), StudyError> {
+/// Trains, from where it was asked to stop if it was, and answers the model after training and what was seen on the way.
+fn tune(
+    job: &Job,
+    training: &TrainConfig,
+    watched: usize,
+    items: Items,
+    pause: &Pause,
+) -> Result<(Subject, Course), StudyError> {
+    let begun = Instant::now();
     let texts = items.validation.iter().take(watched).cloned().collect();
     let data = TrainData { train: items.train, validation: items.validation, probe: ProbeSet { texts } };
     let subject = subject_of(training, items.model.transformer)?;
-    let mut course = Course::default();
-    Trainer::new(training, &subject, &data, None)?.run(false, "", &mut course)?;
+    let folder = job.paused_at(pause.folder);
+    let paused = Course::take(&folder);
+    let resume = paused.is_some();
+    let mut course = paused.unwrap_or_default();
+    let files = RunFiles::checkpoint_alone(&folder);
+    let trainer = Trainer::new(training, &subject, &data, Some(&files))?.stop_when(pause.stop);
+    if trainer.run(resume, &job.identity.digest, &mut course)?.interrupted {
+        course.lay_down(&folder, begun)?;
+        return Err(StudyError::Interrupted);
+    }
+    // What cannot be removed is in no one's way.
+    let _ = std::fs::remove_dir_all(&folder);
     Ok((subject, course))
 }
 
@@ -232,22 +231,21 @@ pub fn trainable(job: &Job) -> Result<usize, StudyError> {
     Ok(subject_of(training, model.transformer)?.trainable())
 }
 
-/// Runs a cell of [`plan`].
+/// Runs a cell of [`plan`], from where it was asked to stop if it was.
 ///
 /// # Errors
-/// Training fails.
-pub fn run_cell(study: &Study, job: &Job) -> Result<CellResult, StudyError> {
+/// Training fails, or is asked to stop.
+pub fn run_cell(study: &Study, job: &Job, pause: &Pause) -> Result<CellResult, StudyError> {
     let started = Instant::now();
-    let items = Items::new(study, job.seed)?;
-    let task: Task = study.task;
-    let mut test = task.items(Split::Test, job.seed);
+    let items = Items::new(study, job)?;
+    let mut test = job.task.items(Split::Test, job.seed);
     test.truncate(study.measurement.test_items);
     let majority = majority_share(&test);
     let test = encode_items(&test, items.model.tokenizer()?, LossOn::Answer)?;
     let probe: Vec<Vec<u32>> = test.iter().take(study.measurement.probe_texts).map(|e| e.ids.clone()).collect();
     let examples: Vec<&Example> = test.iter().collect();
     let (subject, course) = match &job.training {
-        Some(training) => tune(training, study.measurement.watched_texts, items)?,
+        Some(training) => tune(job, training, study.measurement.watched_texts, items, pause)?,
         None => (Subject::full(items.model.transformer)?, Course::default()),
     };
     let (loss, accuracy) = evaluate(&subject, &examples, 32)?;
@@ -260,7 +258,7 @@ pub fn run_cell(study: &Study, job: &Job) -> Result<CellResult, StudyError> {
         majority,
         similarity,
         effective_rank,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: course.seconds + started.elapsed().as_secs_f64(),
         step_cpu_seconds: course.clock.median(),
         course: course.points,
     })
@@ -269,18 +267,22 @@ pub fn run_cell(study: &Study, job: &Job) -> Result<CellResult, StudyError> {
 /// Runs a cell of [`search_plan`]; no test item is read.
 ///
 /// # Errors
-/// Training fails for another reason than that it diverged.
-pub fn run_search(study: &Study, job: &Job) -> Result<SearchResult, StudyError> {
+/// Training fails for another reason than that it diverged, or is asked to stop.
+pub fn run_search(study: &Study, job: &Job, pause: &Pause) -> Result<SearchResult, StudyError> {
     let started = Instant::now();
     let Some(training) = &job.training else {
         return Err(StudyError::NoRate { study: study.name.clone(), arm: job.arm.clone() });
     };
     let trainable = trainable(job)?;
-    let validation_loss = match tune(training, 0, Items::new(study, job.seed)?) {
-        Ok((_, course)) => course.points.last().map_or(f64::INFINITY, |point| point.loss),
+    let mut before = 0.0;
+    let validation_loss = match tune(job, training, 0, Items::new(study, job)?, pause) {
+        Ok((_, course)) => {
+            before = course.seconds;
+            course.points.last().map_or(f64::INFINITY, |point| point.loss)
+        }
         // Too large a rate is an answer, not a failure.
         Err(StudyError::Train(TrainError::Diverged { .. } | TrainError::NotFinite { .. })) => f64::INFINITY,
         Err(error) => return Err(error),
     };
-    Ok(SearchResult { trainable, validation_loss, seconds: started.elapsed().as_secs_f64() })
+    Ok(SearchResult { trainable, validation_loss, seconds: before + started.elapsed().as_secs_f64() })
 }

@@ -54,7 +54,7 @@ impl Holder {
     }
 
     /// Whether the process certainly is no more: it was one of this machine's, and is not there.
-    fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.place.is_some() && self.place == place() && self.born.is_some() && self.born != born(self.pid)
     }
 }

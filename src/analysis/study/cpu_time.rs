@@ -1,5 +1,6 @@
 //! CPU time of this thread: what a step costs, whatever else the machine does meanwhile.
 
+use serde::{Deserialize, Serialize};
 use std::fs;
 
 /// Nanoseconds that the calling thread has run so far, as the scheduler counts them; `None` where the system does not say.
@@ -9,8 +10,9 @@ fn thread_nanoseconds() -> Option<u64> {
 }
 
 /// Laps of one thread's CPU time. All laps must be taken on the thread that does the work.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct CpuClock {
+    #[serde(skip)]
     last: Option<u64>,
     laps: Vec<f64>,
 }

@@ -37,13 +37,14 @@ pub enum Event<'a, R> {
 
 /// Runs what is not finished and no other process runs, waits for what others run, and answers every result in the order
 /// of `jobs`. A cell is too small to share a thread's work, so each runs on one thread; results do not depend on it. The
-/// first failure stops what has not begun.
+/// first failure stops what has not begun, and so does `asked` once it is set.
 ///
 /// # Errors
-/// A cell fails, or the store cannot be written.
+/// A cell fails or is asked to stop, or the store cannot be written.
 pub fn drain<R: Serialize + DeserializeOwned + Send>(
     store: &Store,
     jobs: &[Job],
+    asked: &AtomicBool,
     run: &(impl Fn(&Job) -> Result<R, StudyError> + Sync),
     watch: impl Fn(Event<'_, R>) + Sync,
 ) -> Result<Vec<R>, StudyError> {
@@ -55,6 +56,9 @@ pub fn drain<R: Serialize + DeserializeOwned + Send>(
         let mut done = Vec::new();
         let mut busy = 0;
         while !stop.load(Ordering::Relaxed) {
+            if asked.load(Ordering::Relaxed) {
+                return Err(StudyError::Interrupted);
+            }
             let Some(index) = lock().pop_front() else { break };
             let Some(job) = jobs.get(index) else { continue };
             let (result, ran) = match store.begin(&job.identity)? {

@@ -50,7 +50,7 @@ fn groups<'a>(study: &'a Study, named: &'a [String]) -> Vec<&'a str> {
 }
 
 fn subtitle(study: &Study) -> String {
-    format!("embedded model, task {}, {} paired seeds", study.task_word(), study.seeds)
+    format!("embedded model, {}, {} paired seeds", study.task_words(), study.seeds)
 }
 
 fn series(study: &Study, cells: &[Cell], arm: &Arm, curve: Curve) -> Series {
@@ -82,7 +82,7 @@ fn curves(study: &Study, cells: &[Cell], words: &Words, value: LayerValue) -> Ch
         series: study
             .arms
             .iter()
-            .filter(|arm| arm.group == group || !arm.is_tuned())
+            .filter(|arm| arm.group == group || (!arm.is_tuned() && study.task_of(group) == Some(arm.task)))
             .filter(|arm| cells.iter().any(|c| c.arm == arm.name))
             .map(|arm| series(study, cells, arm, curve))
             .collect(),
@@ -118,7 +118,9 @@ fn bars(study: &Study, cells: &[Cell], words: &Words, value: ArmValue) -> BarCha
         label: label.to_owned(),
         bars: study.arms.iter().filter(|arm| arm.group == label).map(bar).collect(),
     };
-    let untuned: Vec<&Arm> = study.arms.iter().filter(|arm| !arm.is_tuned()).collect();
+    // A line across is one for all methods: there is none where they have different tasks.
+    let one_task = study.arms.iter().all(|arm| arm.task == study.task);
+    let untuned: Vec<&Arm> = study.arms.iter().filter(|arm| one_task && !arm.is_tuned()).collect();
     let mut references: Vec<Reference> = Vec::new();
     if value != ArmValue::Cost {
         let base = |arm: &&Arm| {
@@ -140,7 +142,7 @@ fn bars(study: &Study, cells: &[Cell], words: &Words, value: ArmValue) -> BarCha
     };
     BarChart {
         title: words.title.to_owned(),
-        subtitle: format!("task {}; dots are seeds, whiskers the 95 % t-interval over them", study.task_word()),
+        subtitle: format!("{}; dots are seeds, whiskers the 95 % t-interval over them", study.task_words()),
         y_label,
         groups: groups(study, words.groups).into_iter().map(group).collect(),
         references,

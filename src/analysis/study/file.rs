@@ -14,9 +14,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The studies that are compiled in, by name.
-const COMPILED_IN: [(&str, &str); 2] = [
+const COMPILED_IN: [(&str, &str); 6] = [
     ("headline", include_str!("../../../analyses/headline.toml")),
     ("methods", include_str!("../../../analyses/methods.toml")),
+    ("lambda", include_str!("../../../analyses/lambda.toml")),
+    ("residuals", include_str!("../../../analyses/residuals.toml")),
+    ("tasks", include_str!("../../../analyses/tasks.toml")),
+    ("remedies", include_str!("../../../analyses/remedies.toml")),
 ];
 
 /// Settings of `train` that a cell does not read: what they say, a study says elsewhere or not at all.
@@ -93,6 +97,8 @@ pub struct Arm {
     pub label: String,
     /// The method it is a variant of; empty: of none.
     pub group: String,
+    /// Its task.
+    pub task: Task,
     /// Seeds 1 to this.
     pub seeds: u64,
     /// The peak learning rate that was chosen.
@@ -216,10 +222,7 @@ impl Study {
             problem,
         };
         check_numbers(&read).map_err(|(key, problem)| at(key, problem))?;
-        let known: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
-        let task = Task::ALL.into_iter().find(|task| task.name() == read.task);
-        let task =
-            task.ok_or_else(|| at("task", format!("{} is unknown; choose one of {}", read.task, known.join(", "))))?;
+        let task = task(&read.task).map_err(|problem| at("task", problem))?;
         let common = settings(&toml::Table::new(), &read.training).map_err(|problem| at("training", problem))?;
         let model = LoadedModel::embedded(DType::F32, &Device::Cpu).map_err(|error| at("model", error.to_string()))?;
         let architecture = model.transformer.architecture();
@@ -397,6 +400,12 @@ fn check_numbers(file: &StudyFile) -> Result<(), (&'static str, String)> {
     Ok(())
 }
 
+fn task(name: &str) -> Result<Task, String> {
+    let known = || Task::ALL.iter().map(|task| task.name()).collect::<Vec<_>>().join(", ");
+    let found = Task::ALL.into_iter().find(|task| task.name() == name);
+    found.ok_or_else(|| format!("{name} is unknown; choose one of {}", known()))
+}
+
 /// An arm of its entry and the study's common settings.
 fn arm(entry: &ArmEntry, study: &StudyFile) -> Result<Arm, String> {
     let seeds = entry.seeds.unwrap_or(study.seeds);
@@ -418,6 +427,7 @@ fn arm(entry: &ArmEntry, study: &StudyFile) -> Result<Arm, String> {
         name: entry.name.clone(),
         label: entry.label.clone(),
         group: entry.group.clone(),
+        task: task(entry.task.as_ref().unwrap_or(&study.task)).map_err(|problem| format!("task {problem}"))?,
         seeds,
         lr: entry.lr,
         lr_candidates: if entry.tuned { candidates } else { Vec::new() },
@@ -528,7 +538,7 @@ mod tests {
         assert!(error.starts_with("mine.toml: training: unknown field `warmup_steps`"), "{error}");
         let error = refused(|text| text.replace("{ sibo-lambda = 0.3 }", "{ sibo-lambda = 3.0 }"));
         assert!(error.starts_with("mine.toml: arm lora-sibo: sibo-lambda is 3"), "{error}");
-        let error = refused(|text| text.replace("title =", "titel ="));
+        let error = refused(|text| text.replacen("title =", "titel =", 1));
         assert!(error.starts_with("mine.toml:4: unknown field `titel`"), "{error}");
         let error = refused(|text| text.replace("identity/difference", "identity/sum"));
         assert!(error.contains("identity/sum is unknown; choose one of identity/difference"), "{error}");

@@ -62,6 +62,7 @@ fn arm(method: &MethodEntry, variant: &Variant) -> ArmEntry {
         name: format!("{}-{}", method.name, variant.name),
         label: variant.label.clone(),
         group: method.group.clone(),
+        task: method.task.clone(),
         tuned: true,
         seeds: None,
         lr: method.lr.get(&variant.name).copied(),

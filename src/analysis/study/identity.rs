@@ -30,6 +30,12 @@ impl Identity {
         let lines: Vec<String> = entries.iter().map(|(name, value)| format!("{name:?} = {value:?}")).collect();
         Self { digest: sha256_bytes(lines.join("\n").as_bytes()), entries }
     }
+
+    /// The digest's first 80 bits, by which files are named: people can still tell them apart.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.digest.get(..20).unwrap_or(&self.digest)
+    }
 }
 
 /// The settings that are not the defaults, by name.

@@ -10,6 +10,7 @@
 
 mod cell;
 mod claim;
+mod course;
 mod cpu_time;
 mod drain;
 mod estimate;
@@ -24,11 +25,13 @@ mod phenomenon;
 mod schema;
 mod store;
 mod summary;
+mod sweep;
 mod tables;
 mod verdicts;
 
-pub use cell::{Cell, CellResult, CoursePoint, Job, SearchResult, plan, run_cell, run_search, search_plan, trainable};
+pub use cell::{Cell, CellResult, Job, SearchResult, plan, run_cell, run_search, search_plan, trainable};
 pub use claim::{Claim, Holder};
+pub use course::{CoursePoint, Pause};
 pub use drain::{Event, drain};
 pub use estimate::{ArmEstimate, Estimate, estimate};
 pub use file::{Arm, Refusal, Study, StudyFileError};
@@ -40,6 +43,7 @@ pub use schema::{
     Outcome, PageWords, StudyFile, StudyScale, Variant,
 };
 pub use store::{State, Store};
+pub use sweep::{ClusterJob, Standing, ranges, standings};
 
 use crate::persist::PersistError;
 use crate::report::{RenderError, TableError};
@@ -71,6 +75,11 @@ pub enum StudyError {
         /// The file.
         file: String,
     },
+    /// The work was asked to stop.
+    #[error(
+        "asked to stop; what is finished is kept and what was begun goes on from its checkpoint: run the same command again"
+    )]
+    Interrupted,
     /// No threads.
     #[error("no thread for a cell: {0}; lower --threads")]
     Threads(rayon::ThreadPoolBuildError),

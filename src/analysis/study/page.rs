@@ -199,12 +199,12 @@ fn methods(study: &Study, cells: &[Cell]) -> String {
         ""
     };
     format!(
-        "Task `{}`, 3,000 training items, {} test items. Settings of every arm, by the keys of `train`: {}. Each arm's peak \
+        "Task {}, 3,000 training items, {} test items. Settings of every arm, by the keys of `train`: {}. Each arm's peak \
          learning rate was chosen from {} by its validation loss on another seed (`search.csv`). {seeds} seeds, paired: the \
          same start values, batches and items in every arm. Outcomes: {outcomes}. Intervals are Student-t over seeds; \
          margins, fixed before the run: ±{:.0} points of accuracy, ±{} of similarity. Verdicts: helps, hurts, equivalent \
          (two one-sided tests), undecided.{holm} {}",
-        study.task.name(),
+        study.task_names().iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
         study.measurement.test_items,
         settings_words(&study.common),
         rates.join(" or "),
@@ -215,10 +215,32 @@ fn methods(study: &Study, cells: &[Cell]) -> String {
 }
 
 impl Study {
-    /// The task's name without its group.
-    pub(super) fn task_word(&self) -> &'static str {
-        let name = Task::name(self.task);
-        name.rsplit('/').next().unwrap_or(name)
+    /// What is said of the tasks in a figure: their names without their groups.
+    pub(super) fn task_words(&self) -> String {
+        let word = |arm: &Arm| arm.task.name().rsplit('/').next().unwrap_or_default().to_owned();
+        let mut words: Vec<String> = Vec::new();
+        for arm in &self.arms {
+            if !words.contains(&word(arm)) {
+                words.push(word(arm));
+            }
+        }
+        format!("{} {}", if words.len() == 1 { "task" } else { "tasks" }, words.join(", "))
+    }
+
+    /// The task of a method's arms.
+    pub(super) fn task_of(&self, group: &str) -> Option<Task> {
+        self.arms.iter().find(|arm| arm.group == group).map(|arm| arm.task)
+    }
+
+    /// The tasks in the order in which arms have them, by their whole names.
+    fn task_names(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        for arm in &self.arms {
+            if !names.contains(&arm.task.name()) {
+                names.push(arm.task.name());
+            }
+        }
+        names
     }
 }
 

@@ -17,7 +17,7 @@ pub struct StudyFile {
     pub scale: StudyScale,
     /// The model; `embedded`.
     pub model: String,
-    /// The task's name.
+    /// The task's name, for every arm that has none of its own.
     pub task: String,
     /// Paired seeds, 1 to this.
     pub seeds: u64,
@@ -60,7 +60,7 @@ pub struct StudyFile {
 }
 
 /// How large a study is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum StudyScale {
     /// Minutes on two cores.
@@ -122,6 +122,9 @@ pub struct ArmEntry {
     /// The method it is a variant of; empty: of none.
     #[serde(default)]
     pub group: String,
+    /// Its task, where that is not the study's.
+    #[serde(default)]
+    pub task: Option<String>,
     /// Whether anything is trained; the model as it was pretrained where not.
     #[serde(default = "yes")]
     pub tuned: bool,
@@ -151,6 +154,9 @@ pub struct MethodEntry {
     pub name: String,
     /// Its name in figures.
     pub group: String,
+    /// Its task, where that is not the study's.
+    #[serde(default)]
+    pub task: Option<String>,
     /// The peak learning rate that was chosen, by variant.
     #[serde(default)]
     pub lr: BTreeMap<String, f64>,

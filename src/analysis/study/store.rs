@@ -111,6 +111,12 @@ impl Store {
         self.finished(identity).ok_or_else(|| StudyError::Unreadable { file: path.display().to_string() })
     }
 
+    /// Who runs a cell, as far as its claim says; that of a process that is gone counts for nothing.
+    #[must_use]
+    pub fn holder(&self, identity: &Identity) -> Option<Holder> {
+        claim::read(&self.file(identity, "claim")).filter(|holder| !holder.is_gone())
+    }
+
     /// Whether a claim has not changed for a long time, by this process's clock since it first saw it.
     fn is_unchanged(&self, identity: &Identity, holder: Option<&Holder>) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,15 +128,14 @@ impl Store {
     }
 
     fn file(&self, identity: &Identity, ending: &str) -> PathBuf {
-        // 80 bits: names that people can still tell apart; the identity inside is whole.
-        let name = identity.digest.get(..20).unwrap_or(&identity.digest);
-        self.folder.join(format!("{name}.{ending}"))
+        self.folder.join(format!("{}.{ending}", identity.name()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::cell::{CellResult, CoursePoint};
+    use super::super::cell::CellResult;
+    use super::super::course::CoursePoint;
     use super::*;
 
     fn identity(name: &str) -> Identity {

@@ -267,4 +267,9 @@ mod tests {
     fn the_headline_has_what_its_search_chose() {
         has_what_the_search_chose("headline", include_str!("../../../reports/headline/search.csv"));
     }
+
+    #[test]
+    fn the_study_of_methods_has_what_its_search_chose() {
+        has_what_the_search_chose("methods", include_str!("../../../reports/methods/search.csv"));
+    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const STUDY: &str = r#"
-title = "A study of two steps"
+title = "A study of four steps"
 question = "Does it run?"
 hypothesis = "It does."
 scale = "tiny"
@@ -17,12 +17,12 @@ seeds = 3
 lr-candidates = [1e-3, 2e-3]
 
 [training]
-steps = 2
+steps = 4
 batch-size = 2
 accumulate = 1
 warmup-steps = 1
-eval-every = 1
-probe-every = 1
+eval-every = 2
+probe-every = 2
 loss-on = "answer"
 rank = 2
 dropout = 0.0
@@ -299,8 +299,8 @@ fn timeless(folder: &Path, cell: &str) -> String {
 #[test]
 fn a_cell_that_is_asked_to_stop_goes_on_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
-    let text = STUDY.replace("steps = 2\n", "steps = 60\n").replace("eval-every = 1", "eval-every = 7");
-    let text = text.replace("probe-every = 1", "probe-every = 7").replace("batch-size = 2", "batch-size = 4");
+    let text = STUDY.replace("\nsteps = 4\n", "\nsteps = 60\n").replace("eval-every = 2", "eval-every = 7");
+    let text = text.replace("probe-every = 2", "probe-every = 7").replace("batch-size = 2", "batch-size = 4");
     let file = written(dir.path(), &text);
     let line = |folder: &str| format!("sweep run {file} --cells {} --index 2", dir.path().join(folder).display());
     succeed(&line("whole"));

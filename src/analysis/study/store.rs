@@ -72,10 +72,14 @@ impl Store {
     /// # Errors
     /// The folder cannot be written.
     pub fn begin<R: DeserializeOwned>(&self, identity: &Identity) -> Result<State<R>, StudyError> {
+        let path = self.file(identity, "claim");
         if let Some(result) = self.finished(identity) {
+            // Whoever was killed between the result and the end of its claim left the claim behind.
+            if let Some(holder) = claim::read(&path) {
+                claim::take_away(&path, Some(&holder), false);
+            }
             return Ok(State::Finished(result));
         }
-        let path = self.file(identity, "claim");
         let mut claim = Claim::take(&path)?;
         if claim.is_none() {
             let holder = claim::read(&path);
@@ -194,7 +198,12 @@ mod tests {
             println!("SKIPPED: the system does not say which processes there are");
             return;
         }
-        assert!(matches!(store.begin::<CellResult>(&identity("a")).unwrap(), State::Free(_)));
+        let State::Free(claim) = store.begin::<CellResult>(&identity("a")).unwrap() else { panic!() };
+        // Killed after it had written the result: the claim is tidied away.
+        store.finish(&identity("a"), claim, result()).unwrap();
+        claim::tests::of_the_dead(&store.file(&identity("a"), "claim"));
+        assert!(matches!(store.begin::<CellResult>(&identity("a")).unwrap(), State::Finished(_)));
+        assert!(!store.file(&identity("a"), "claim").exists());
     }
 
     #[test]

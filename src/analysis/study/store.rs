@@ -155,7 +155,7 @@ mod tests {
             similarity: vec![Some(0.156_818_421_900_149_55), None, Some(-1e-300)],
             effective_rank: vec![Some(f64::MIN_POSITIVE), Some(f64::MAX)],
             seconds: 30.25,
-            step_cpu_seconds: Some(0.070_000_000_000_000_01),
+            step_cpu_seconds: Some(0.1 + 0.7),
             course: vec![
                 CoursePoint { step: 44, loss: 1.232_131_235_535_531, similarity: None },
                 CoursePoint { step: 88, loss: f64::INFINITY, similarity: Some(5e-324) },

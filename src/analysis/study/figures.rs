@@ -30,8 +30,8 @@ pub(super) fn write_figure(
 ) -> Result<(), StudyError> {
     let drawing = match figure {
         Figure::Phenomenon { .. } => return Ok(()),
-        Figure::Curves { title, value, groups, notes, .. } => {
-            curves(study, cells, &Words { title, groups, notes }, *value).draw()
+        Figure::Curves { title, value, columns, groups, notes, .. } => {
+            Chart { columns: *columns, ..curves(study, cells, &Words { title, groups, notes }, *value) }.draw()
         }
         Figure::Bars { title, value, groups, notes, .. } => {
             bars(study, cells, &Words { title, groups, notes }, *value).draw()
@@ -50,7 +50,8 @@ fn groups<'a>(study: &'a Study, named: &'a [String]) -> Vec<&'a str> {
 }
 
 fn subtitle(study: &Study) -> String {
-    format!("embedded model, {}, {} paired seeds", study.task_words(), study.seeds)
+    let seeds = if study.seeds == 1 { "1 seed".to_owned() } else { format!("{} paired seeds", study.seeds) };
+    format!("embedded model, {}, {seeds}", study.task_words())
 }
 
 fn series(study: &Study, cells: &[Cell], arm: &Arm, curve: Curve) -> Series {
@@ -89,6 +90,12 @@ fn curves(study: &Study, cells: &[Cell], words: &Words, value: LayerValue) -> Ch
         x_axis: None,
         y_range: None,
     };
+    let mut panels: Vec<Panel> = groups(study, words.groups).into_iter().map(panel).collect();
+    // Many panels are read against one another.
+    if panels.len() > 2 {
+        let range = common_range(&panels);
+        panels.iter_mut().for_each(|panel| panel.y_range = range);
+    }
     let bands = "Bands: 95 % t-interval over seeds. Hollow: after the final norm.".to_owned();
     Chart {
         title: words.title.to_owned(),
@@ -96,10 +103,22 @@ fn curves(study: &Study, cells: &[Cell], words: &Words, value: LayerValue) -> Ch
         x_label: "layer (0 = embedding)".to_owned(),
         x_scale: Scale::Whole,
         columns: None,
-        panels: groups(study, words.groups).into_iter().map(panel).collect(),
+        panels,
         notes: std::iter::once(bands).chain(words.notes.iter().cloned()).collect(),
         width: Width::TwoColumn,
     }
+}
+
+/// What the values of all panels lie between, 0 among them.
+fn common_range(panels: &[Panel]) -> Option<(f64, f64)> {
+    let points =
+        panels.iter().flat_map(|panel| &panel.series).flat_map(|series| series.points.iter().chain(&series.hollow));
+    let values =
+        points.flat_map(|point| point.y.into_iter().chain(point.interval.into_iter().flat_map(|(a, b)| [a, b])));
+    values.filter(|value| value.is_finite()).fold(None, |range: Option<(f64, f64)>, value| {
+        let (low, high) = range.unwrap_or((0.0, 0.0));
+        Some((low.min(value), high.max(value)))
+    })
 }
 
 /// A value of every arm with that of each seed: a group a method.

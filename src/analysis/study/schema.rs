@@ -262,6 +262,9 @@ pub enum Figure {
         alt: String,
         /// What is drawn.
         value: LayerValue,
+        /// Panels in a row.
+        #[serde(default)]
+        columns: Option<usize>,
         /// The methods; empty: all.
         #[serde(default)]
         groups: Vec<String>,

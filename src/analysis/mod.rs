@@ -1,4 +1,4 @@
-//! Analyses over models and adapters: similarity curves, pairs of tokens, the headline study.
+//! Analyses over models and adapters: similarity curves, pairs of tokens, studies.
 
 pub mod audit;
 pub mod baselines;
@@ -9,7 +9,6 @@ pub mod dose_grid;
 pub mod dose_spread;
 pub mod dose_table;
 pub mod estimates;
-pub mod headline;
 pub mod heatmap;
 pub mod layers;
 pub mod manifest;
@@ -29,6 +28,7 @@ pub mod similarity;
 pub mod split;
 pub mod states;
 pub mod states_save;
+pub mod study;
 pub mod tables;
 pub mod text_values;
 pub mod texts;

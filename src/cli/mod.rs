@@ -27,6 +27,7 @@ mod export;
 mod fetch;
 mod generate;
 mod inspect;
+mod interrupt;
 mod merge;
 mod objective;
 mod open;
@@ -39,6 +40,7 @@ mod reproduce;
 mod similarity;
 mod sparkline;
 mod states;
+mod sweep;
 mod terminal;
 mod texts;
 mod token_pairs;
@@ -91,8 +93,10 @@ enum Verb {
     Export(export::ExportArgs),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
-    /// Run the headline study: vanilla, its scale control and SIBO, tuned and measured on the embedded model.
+    /// Run studies: arms tuned and measured on the embedded model in paired seeds, with computed verdicts.
     Reproduce(reproduce::ReproduceArgs),
+    /// Run a study cell by cell, on a cluster: plan, run one, status, job files.
+    Sweep(sweep::SweepArgs),
     /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
     Doctor(doctor::DoctorArgs),
     /// Fetch a model from the hub into the cache: the only verb that must reach the network.
@@ -124,6 +128,7 @@ impl Cli {
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
+            Verb::Sweep(args) => sweep::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),
             Verb::Fetch(args) => fetch::run(&args, quiet),
             Verb::Completions(args) => completions::run(&args, quiet),
@@ -177,5 +182,8 @@ pub fn report_failure(error: &anyhow::Error) -> ExitCode {
             cause.to_string().lines().for_each(|line| note!("  {depth}  {line}"));
         }
     }
-    ExitCode::FAILURE
+    match error.is::<interrupt::Interrupted>() {
+        true => ExitCode::from(interrupt::EXIT_CODE),
+        false => ExitCode::FAILURE,
+    }
 }

@@ -5,7 +5,7 @@ mod dry_run;
 mod watch;
 
 use super::remedies::RemedyArgs;
-use super::{device, objective, open, profile_report, texts};
+use super::{device, interrupt, objective, open, profile_report, texts};
 use crate::analysis::chunks::TextSupply;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::similarity::EncodedText;
@@ -409,10 +409,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         ));
     }
     let companions = if config.method == MethodName::Full { model.companions.clone() } else { BTreeMap::new() };
-    let subject = subject(&config, model)?
-        .learning(objective)
-        .dropping_depth(config.stochastic_depth)
-        .regularised(config.cosine_regulariser);
+    let subject = subject(&config, model)?.learning(objective).configured(&config);
     if args.dry_run {
         let found = dry_run::measure(&config, &subject, &data)?;
         found.print(&subject, &notes, args.json);
@@ -436,7 +433,8 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     };
     let fingerprint = hash::sha256_bytes(json!([identity, hashes, data_hash]).to_string().as_bytes());
     let files = RunFiles::new(&config.out, &config.model);
-    let trainer = Trainer::new(&config, &subject, &data, Some(&files))?;
+    let stop = interrupt::flag()?;
+    let trainer = Trainer::new(&config, &subject, &data, Some(&files))?.stop_when(&stop);
     manifest
         .set("config", json!(config))
         .set("model_sha256", json!(hashes))
@@ -462,6 +460,13 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         profile::start();
     }
     let outcome = trainer.run(args.resume, &fingerprint, &mut watchers)?;
+    if outcome.interrupted {
+        manifest.set("status", "interrupted").set("outcome", describe(&outcome));
+        manifest.write(&config.out)?;
+        let (out, step) = (config.out.display(), outcome.steps);
+        let text = format!("{out}: asked to stop, after step {step}; the same command with --resume goes on");
+        return Err(interrupt::Interrupted(text).into());
+    }
     for (name, bytes) in &companions {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
     }
@@ -613,7 +618,7 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
     let transformer = model.transformer;
     let architecture = transformer.architecture().clone();
     let Some(peft_config) = config.peft(&architecture) else {
-        return Ok(Subject::full(transformer)?.checkpointing(config.checkpointing));
+        return Ok(Subject::full(transformer)?);
     };
     let peft = match &config.init_adapter {
         None => Peft::initial(&transformer, peft_config, config.seed)?,
@@ -625,5 +630,5 @@ fn subject(config: &TrainConfig, model: LoadedModel) -> Result<Subject> {
             }
         }
     };
-    Ok(Subject::adapter(transformer, peft)?.checkpointing(config.checkpointing))
+    Ok(Subject::adapter(transformer, peft)?)
 }

@@ -1,6 +1,6 @@
 //! What is being trained: a model with its PEFT modules, or a model whole.
 
-use super::{Objective, TrainError};
+use super::{Objective, TrainConfig, TrainError};
 use crate::model::{Pass, Transformer, weights};
 use crate::peft::{DropoutKey, PREFIX, Peft, save_adapter};
 use candle_core::{Tensor, Var};
@@ -86,6 +86,14 @@ impl Subject {
     #[must_use]
     pub fn cosine_regulariser(&self) -> f64 {
         self.cosine
+    }
+
+    /// The same with everything that settings say of how it is trained, beside its objective.
+    #[must_use]
+    pub fn configured(self, config: &TrainConfig) -> Self {
+        self.checkpointing(config.checkpointing)
+            .dropping_depth(config.stochastic_depth)
+            .regularised(config.cosine_regulariser)
     }
 
     /// The same that learns another objective.

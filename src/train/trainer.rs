@@ -16,6 +16,7 @@ use crate::persist;
 use crate::profile::{self, Phase, Profile};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// What a run reads.
@@ -59,13 +60,21 @@ impl ProbeSet {
 pub struct RunFiles {
     folder: PathBuf,
     base_model: String,
+    /// Nothing but the checkpoint of a run that is asked to stop.
+    checkpoint_alone: bool,
 }
 
 impl RunFiles {
     /// The run folder and the base model's name, which adapters carry.
     #[must_use]
     pub fn new(folder: &Path, base_model: &str) -> Self {
-        Self { folder: folder.to_path_buf(), base_model: base_model.to_owned() }
+        Self { folder: folder.to_path_buf(), base_model: base_model.to_owned(), checkpoint_alone: false }
+    }
+
+    /// A folder in which nothing is written but a checkpoint when the run is asked to stop ([`Trainer::stop_when`]).
+    #[must_use]
+    pub fn checkpoint_alone(folder: &Path) -> Self {
+        Self { folder: folder.to_path_buf(), base_model: String::new(), checkpoint_alone: true }
     }
 
     /// The folder of the newest checkpoint.
@@ -108,6 +117,8 @@ pub struct Outcome {
     pub stopped_early: bool,
     /// The step that the run continued from, if it was resumed.
     pub resumed_from: Option<u64>,
+    /// Whether it was asked to stop before its end: there is a checkpoint, and no result.
+    pub interrupted: bool,
 }
 
 /// A training run over a subject and its data.
@@ -119,6 +130,7 @@ pub struct Trainer<'a> {
     settings: AdamW,
     total: u64,
     stop_after: Option<u64>,
+    stop: Option<&'a AtomicBool>,
 }
 
 impl<'a> Trainer<'a> {
@@ -147,7 +159,7 @@ impl<'a> Trainer<'a> {
                 per_epoch.saturating_mul(config.epochs)
             }
         };
-        Ok(Self { config, subject, data, files, settings, total, stop_after: None })
+        Ok(Self { config, subject, data, files, settings, total, stop_after: None, stop: None })
     }
 
     /// Stops after `step` steps as an interruption would: with a checkpoint, without a result.
@@ -155,6 +167,18 @@ impl<'a> Trainer<'a> {
     pub fn stop_after(mut self, step: u64) -> Self {
         self.stop_after = Some(step);
         self
+    }
+
+    /// Stops after the step during which `stop` was set: with a checkpoint, without a result.
+    #[must_use]
+    pub fn stop_when(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// Files that hold more than a checkpoint.
+    fn run_files(&self) -> Option<&'a RunFiles> {
+        self.files.filter(|files| !files.checkpoint_alone)
     }
 
     /// Optimizer steps of the whole run.
@@ -202,7 +226,7 @@ impl<'a> Trainer<'a> {
             (moments, progress) = (saved, at);
         }
         let resumed_from = (progress.step > 0).then_some(progress.step);
-        let mut log = match self.files {
+        let mut log = match self.run_files() {
             Some(files) => Some(EventLog::open(&files.events(), progress.step)?),
             None => None,
         };
@@ -213,7 +237,8 @@ impl<'a> Trainer<'a> {
             true => Some(self.similarity()?),
             false => None,
         };
-        while progress.step < end && !progress.stopped {
+        let mut interrupted = false;
+        while progress.step < end && !progress.stopped && !interrupted {
             let profiled = profile::is_on().then(Profile::so_far);
             let mut event = self.step(progress.step, &mut moments)?;
             progress.step = event.step;
@@ -231,18 +256,27 @@ impl<'a> Trainer<'a> {
                 log.append(&event)?;
             }
             observer.step(&event, total);
+            let asked = self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+            interrupted = asked && progress.step < total && !progress.stopped;
+            let saves = due(self.config.save_every) || progress.step == end || progress.stopped;
             if let Some((checkpoint, files)) = &checkpoint
-                && (due(self.config.save_every) || progress.step == end || progress.stopped)
+                && (interrupted || (saves && !files.checkpoint_alone))
             {
                 checkpoint.save(self.subject, &moments, &progress, &files.base_model)?;
             }
         }
-        if let Some(files) = self.files
+        if let Some(files) = self.run_files()
             && (progress.step >= total || progress.stopped)
         {
             self.write_result(files, progress.best.is_some())?;
         }
-        Ok(Outcome { steps: progress.step, best: progress.best, stopped_early: progress.stopped, resumed_from })
+        Ok(Outcome {
+            steps: progress.step,
+            best: progress.best,
+            stopped_early: progress.stopped,
+            resumed_from,
+            interrupted,
+        })
     }
 
     /// The optimizer step after `done` steps.
@@ -305,7 +339,7 @@ impl<'a> Trainer<'a> {
         (event.val_loss, event.val_accuracy) = (Some(loss), Some(accuracy));
         if progress.best.is_none_or(|(best, _)| loss < best) {
             (progress.best, progress.stale) = (Some((loss, event.step)), 0);
-            if let Some(files) = self.files {
+            if let Some(files) = self.run_files() {
                 persist::replace_folder(&files.best(), |folder| self.subject.save(folder, &files.base_model))?;
             }
         } else {

@@ -27,6 +27,7 @@ mod similarity;
 mod small_model;
 mod snapshots;
 mod states;
+mod study;
 mod terminal;
 mod token_pairs;
 mod training;

@@ -52,6 +52,43 @@ pub fn kill_at(mut command: Command, moment: impl Fn() -> bool) -> bool {
     child.wait().unwrap().code().is_none()
 }
 
+/// Starts a run and asks it to stop with a signal once `moment` has come; answers its exit code.
+#[cfg(unix)]
+pub fn stop_at(mut command: Command, signal: &str, moment: impl Fn() -> bool) -> Option<i32> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !moment() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "the run ended before it could be asked to stop");
+    child.wait().unwrap().code()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_exit_code_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = instructions(&dir.path().join("data.jsonl"), 40);
+    // No checkpoint is due before the end: the one that is left is that of the signal.
+    let options = OPTIONS.replace("--save-every 4", "--save-every 1000");
+    let line = |out: &Path| format!("train {options} --data {} --out {}", data.display(), out.display());
+    let whole = dir.path().join("whole");
+    succeed(&line(&whole));
+    for signal in ["-TERM", "-USR1"] {
+        let out = dir.path().join(signal);
+        let line = line(&out);
+        let logged = || fs::read_to_string(out.join("events.jsonl")).map_or(0, |text| text.lines().count());
+        let code = stop_at(command(&line.split_whitespace().collect::<Vec<_>>()), signal, || logged() >= 2);
+        assert_eq!(code, Some(3), "{signal}");
+        assert!(out.join("last/trainer_state.json").is_file() && !out.join("adapter").exists());
+        let manifest = fs::read_to_string(out.join("manifest.json")).unwrap();
+        assert!(manifest.contains("\"status\": \"interrupted\""), "{manifest}");
+        succeed(&format!("{line} --resume"));
+        assert_same_results(&whole, &out);
+        assert_same_events(&whole, &out);
+    }
+}
+
 #[test]
 fn a_killed_run_resumes_to_the_bytes_of_one_never_stopped() {
     let dir = tempfile::tempdir().unwrap();

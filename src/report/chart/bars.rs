@@ -53,7 +53,7 @@ pub struct BarChart {
     pub groups: Vec<BarGroup>,
     /// Lines across.
     pub references: Vec<Reference>,
-    /// Decimals of the value written above a bar.
+    /// Decimals of the value written above a bar; fewer where bars are too narrow for them.
     pub decimals: usize,
     /// Lines below the plot.
     pub notes: Vec<String>,
@@ -138,33 +138,72 @@ impl BarChart {
         }
     }
 
+    /// The widest slot of a bar with which all groups fit into `width`: a group is as wide as its bars or, if that is more,
+    /// as the longest word of its name.
+    fn slot(&self, width: f64) -> f64 {
+        let gaps = self.groups.len().max(1) as f64;
+        let count = self.groups.iter().map(|group| group.bars.len()).sum::<usize>().max(1) as f64;
+        let widest = (width / (count + GAP * gaps)).min(75.0);
+        let taken = |slot: f64| self.groups.iter().map(|group| self.room(group, slot)).sum::<f64>() + GAP * slot * gaps;
+        if taken(widest) <= width + 1e-6 {
+            return widest;
+        }
+        let (mut low, mut high) = (0.0, widest);
+        for _ in 0..40 {
+            let middle = (low + high) / 2.0;
+            if taken(middle) <= width { low = middle } else { high = middle }
+        }
+        low
+    }
+
+    /// The width of a group whose bars have slots of `slot`.
+    fn room(&self, group: &BarGroup, slot: f64) -> f64 {
+        let bars = slot * group.bars.len() as f64;
+        let words = group.label.split_whitespace().map(|word| text_width(word, LABEL)).fold(0.0, f64::max);
+        // A name may reach into the gaps at both sides.
+        if self.groups.len() > 1 { bars.max(words - 0.6 * slot) } else { bars }
+    }
+
+    /// Decimals with which every value fits above its bar; `None` if it does with none.
+    fn fitting_decimals(&self, slot: f64) -> Option<usize> {
+        let values = || self.groups.iter().flat_map(|group| &group.bars).filter_map(|bar| bar.value);
+        let fits =
+            |decimals: usize| values().all(|value| text_width(&format!("{value:.decimals$}"), LABEL) + 0.5 <= slot);
+        (0..=self.decimals).rev().find(|&decimals| fits(decimals))
+    }
+
     /// Draws the bars and their names; gives the place below.
     fn bars(&self, drawing: &mut Drawing, y: &Axis, plot: Plot) -> f64 {
-        let count = self.groups.iter().map(|group| group.bars.len()).sum::<usize>().max(1) as f64;
-        let gaps = self.groups.len().max(1) as f64;
-        // Between groups lies 0.8 of a bar's slot.
-        let slot = ((plot.right - plot.left) / (count + 0.8 * gaps)).min(75.0);
-        let mut x = (plot.left + plot.right - slot * (count + 0.8 * gaps)) / 2.0 + 0.4 * slot;
+        let slot = self.slot(plot.right - plot.left);
+        let decimals = self.fitting_decimals(slot);
+        let all: f64 = self.groups.iter().map(|group| self.room(group, slot)).sum();
+        let mut left =
+            (plot.left + plot.right - all - GAP * slot * self.groups.len().max(1) as f64) / 2.0 + GAP / 2.0 * slot;
         let mut below = plot.bottom;
         for group in &self.groups {
-            let start = x;
+            let room = self.room(group, slot);
+            let start = left + (room - slot * group.bars.len() as f64) / 2.0;
+            let mut x = start;
             for bar in &group.bars {
-                draw_bar(drawing, y, x + slot / 2.0, 0.36 * slot, bar, self.decimals);
+                draw_bar(drawing, y, x + slot / 2.0, 0.36 * slot, bar, decimals);
                 if self.groups.len() == 1 {
                     below = below.max(name(drawing, &bar.label, x + slot / 2.0, slot - 3.0, plot.bottom));
                 }
                 x += slot;
             }
             if self.groups.len() > 1 {
-                below = below.max(name(drawing, &group.label, (start + x) / 2.0, x - start + 0.6 * slot, plot.bottom));
+                below = below.max(name(drawing, &group.label, (start + x) / 2.0, room + 0.6 * slot, plot.bottom));
             }
-            x += 0.8 * slot;
+            left += room + GAP * slot;
         }
         let base = y.place(0.0);
         drawing.line((plot.left, base), (plot.right, base), 0.7, AXIS);
         below
     }
 }
+
+/// Between groups lies this share of a bar's slot.
+const GAP: f64 = 0.8;
 
 /// Writes a name under its bar or group; gives the place below.
 fn name(drawing: &mut Drawing, label: &str, middle: f64, width: f64, bottom: f64) -> f64 {
@@ -176,7 +215,7 @@ fn name(drawing: &mut Drawing, label: &str, middle: f64, width: f64, bottom: f64
     y
 }
 
-fn draw_bar(drawing: &mut Drawing, y: &Axis, middle: f64, half: f64, bar: &Bar, decimals: usize) {
+fn draw_bar(drawing: &mut Drawing, y: &Axis, middle: f64, half: f64, bar: &Bar, decimals: Option<usize>) {
     let style = Style::of(bar.style);
     let Some(value) = bar.value.filter(|value| value.is_finite()) else {
         let text = y.place(0.0) - 3.0;
@@ -208,6 +247,7 @@ fn draw_bar(drawing: &mut Drawing, y: &Axis, middle: f64, half: f64, bar: &Bar, 
         drawing.disc(spot, 1.15, PAPER);
         ends.push(spot.1 - 1.0);
     }
+    let Some(decimals) = decimals else { return };
     let text = format!("{value:.decimals$}").replace('-', "−");
     let place = if value < 0.0 {
         ends.iter().copied().fold(base, f64::max) + 2.5 + 0.75 * LABEL

@@ -101,6 +101,27 @@ mod tests {
         }
     }
 
+    /// Ten methods, the last of them with one bar and a long name each.
+    fn many_bars() -> BarChart {
+        let names =
+            ["LoRA", "DoRA", "(IA)³", "Adapter", "Parallel", "Houlsby", "Pfeiffer", "Prefix", "Prompt", "Norms"];
+        let bar = |group: usize, arm: usize| {
+            let value = 50.0 - 3.0 * group as f64 + 1.7 * arm as f64;
+            Bar {
+                label: ["vanilla", "none", "SIBO"][arm].into(),
+                style: arm,
+                value: Some(value),
+                interval: None,
+                dots: vec![],
+            }
+        };
+        let group = |(index, label): (usize, &&str)| BarGroup {
+            label: (*label).into(),
+            bars: (0..if index < 7 { 3 } else { 1 }).map(|arm| bar(index, arm)).collect(),
+        };
+        BarChart { groups: names.iter().enumerate().map(group).collect(), ..bars(Width::TwoColumn) }
+    }
+
     /// Left, top, right, bottom and content of every text.
     fn frames(drawing: &Drawing) -> Vec<(f64, f64, f64, f64, String)> {
         let frame = |mark: &Mark| {
@@ -123,7 +144,7 @@ mod tests {
 
     #[test]
     fn no_text_covers_another_or_leaves_the_page() {
-        let mut drawings = vec![bars(Width::OneColumn).draw(), bars(Width::TwoColumn).draw()];
+        let mut drawings = vec![bars(Width::OneColumn).draw(), bars(Width::TwoColumn).draw(), many_bars().draw()];
         for width in [Width::OneColumn, Width::TwoColumn] {
             for (runs, panels) in [(1, 1), (4, 1), (5, 2), (8, 3), (8, 5)] {
                 drawings.push(chart(width, runs, panels).draw());

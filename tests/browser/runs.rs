@@ -122,7 +122,7 @@ pub fn csv_rows(path: &Path) -> Vec<BTreeMap<String, String>> {
 pub fn number(text: &str, signed: bool) -> String {
     let Ok(value) = text.parse::<f64>() else { return "–".to_owned() };
     let size = value.abs();
-    let shown = if size != 0.0 && (size < 5e-4 || size >= 1e5) {
+    let shown = if size != 0.0 && !(5e-4..1e5).contains(&size) {
         let whole = format!("{value:.2e}");
         let (digits, power) = whole.split_once('e').unwrap();
         format!("{digits}e{}{power}", if power.starts_with('-') { "" } else { "+" })

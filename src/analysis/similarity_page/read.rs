@@ -310,7 +310,7 @@ pub fn read_heatmaps(folder: &Path, manifest: &Value) -> Result<Vec<HeatMapTable
         let Some((run, text, layer, site)) = listed(manifest, &stem).or_else(|| of_name(&stem)) else { continue };
         found.push(HeatMapTable { stem, run, text, layer, site, cells });
     }
-    found.sort_by(|a, b| (a.text, a.layer).cmp(&(b.text, b.layer)));
+    found.sort_by_key(|map| (map.text, map.layer));
     Ok(found)
 }
 

@@ -288,7 +288,7 @@ mod tests {
         .unwrap();
         event.similarity = last.map(|last| vec![Some(0.1), Some(0.2), Some(last), None]);
         event.similarity_before = (step == 1).then(|| vec![Some(0.1), Some(0.2), Some(0.3), None]);
-        event.val_loss = (step % 2 == 0).then(|| 5.0 - step as f64);
+        event.val_loss = step.is_multiple_of(2).then_some(5.0 - step as f64);
         event
     }
 

@@ -354,7 +354,8 @@ const Probe = (() => {
     });
     draw();
     redrawn(box, draw);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    // A canvas does not follow the style sheet by itself, nor onto paper.
+    for (const asked of ["(prefers-color-scheme: dark)", "print"]) matchMedia(asked).addEventListener("change", draw);
     return go;
   }
 

@@ -108,10 +108,11 @@ const Probe = (() => {
     const state = { at: null };
     const out = element("div", { class: "readout", hidden: true });
     const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
-    const all = spec.series.flatMap((series) => series.points);
+    // Where nothing has a value there is no place on the axis.
+    const all = spec.series.flatMap((series) => series.points).filter((point) => Number.isFinite(point.y));
     const xs = [...new Set(all.map((point) => point.x))].sort((a, b) => a - b);
     box.replaceChildren();
-    if (!all.some((point) => point.y !== null)) {
+    if (all.length === 0) {
       box.append(element("p", { class: "says" }, "Nothing to show: no value was measured here."));
       return;
     }
@@ -149,7 +150,7 @@ const Probe = (() => {
       svg.append(shape("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, spec.xLabel),
         shape("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", style: fitted(spec.yLabel, height - 20) }, spec.yLabel));
       if (spec.errors) {
-        const known = spec.errors.filter((point) => Number.isFinite(point.error));
+        const known = spec.errors.filter((point) => Number.isFinite(point.error) && point.x >= first && point.x <= last);
         const edge = (sign) => known.map((point) => `${px(point.x)} ${py(Math.max(low, Math.min(high, sign * point.error)))}`);
         if (known.length > 1) svg.append(shape("path", { class: "error", d: "M" + edge(1).concat(edge(-1).reverse()).join("L") + "Z" }));
       }

@@ -44,6 +44,11 @@ fn flatten(path: &str, value: &Value, found: &mut Vec<(String, String)>) {
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        // Nine digits: the last ones may be read from JSON as others than were written.
+        Value::Number(number) if number.is_f64() => {
+            let rounded = number.as_f64().and_then(|value| format!("{value:.8e}").parse::<f64>().ok());
+            rounded.map_or_else(|| number.to_string(), |value| Value::from(value).to_string())
+        }
         other => other.to_string(),
     }
 }
@@ -69,6 +74,7 @@ mod tests {
             "program": "smooth-probe", "command": ["smooth-probe", "similarity", "--adapter", "it's <a>=b", ""],
             "runs": [{"name": "base", "model_sha256": {"model.safetensors": "ab"}, "adapter": null}],
             "measures": ["cosine", "mad"], "bootstrap": {"seed": 42}, "files": ["a.csv"], "means": [], "relative": false,
+            "error": 3.839_473_866_618_093_4e-8, "lr": 0.001,
         });
         let wanted = [
             ("program", "smooth-probe"),
@@ -78,6 +84,8 @@ mod tests {
             ("measures", "cosine, mad"),
             ("bootstrap: seed", "42"),
             ("relative", "false"),
+            ("error", "3.83947387e-8"),
+            ("lr", "0.001"),
         ];
         let wanted: Vec<(String, String)> = wanted.map(|(a, b)| (a.to_owned(), b.to_owned())).to_vec();
         assert_eq!(provenance(&manifest), wanted);

@@ -13,6 +13,7 @@ const RULES: f64 = 0.1;
 pub(super) fn warnings(result: &SimilarityResult) -> Vec<Warning> {
     let mut found = Vec::new();
     found.extend(few_texts(result));
+    found.extend(two_causes(result));
     found.extend(no_baseline(result));
     found.extend(no_rank(result));
     found.extend(lengths(result));
@@ -29,6 +30,27 @@ fn few_texts(result: &SimilarityResult) -> Option<Warning> {
     (most < FEW_TEXTS).then(|| {
         Warning::general(format!(
             "Only {most} texts: a percentile bootstrap over fewer than {FEW_TEXTS} covers less than the 95 % that it says."
+        ))
+    })
+}
+
+/// A run that reads h0 also shrinks its modules' inputs: two causes of what sets it apart.
+fn two_causes(result: &SimilarityResult) -> Option<Warning> {
+    let (_, _, table) = result.tables.iter().find(|(stem, ..)| stem == "residual")?;
+    let place = |name: &str| table.columns.iter().position(|column| column.name == name);
+    let (run, arm) = (place("run")?, place("arm")?);
+    let mut runs: Vec<&str> = Vec::new();
+    for row in &table.rows {
+        let (Some(run), Some(arm)) = (row.get(run), row.get(arm)) else { continue };
+        if arm.text.starts_with("h0") && !runs.contains(&run.text.as_str()) {
+            runs.push(&run.text);
+        }
+    }
+    (!runs.is_empty()).then(|| {
+        Warning::general(format!(
+            "{}: λ shrinks what the modules read and adds h0. Only the difference to a run whose λ term adds nothing (trained \
+             with --residual none) is h0's own; any other is both effects together.",
+            runs.join(", ")
         ))
     })
 }
@@ -153,7 +175,8 @@ fn within_audit(result: &SimilarityResult) -> Vec<Warning> {
     let Some(audit) = &result.audit else { return Vec::new() };
     let mut found: Vec<Warning> = Vec::new();
     for name in result.measures() {
-        let own = result.rows.iter().filter(|row| row.measure == name && row.group.is_none());
+        let plain = |row: &&SimilarityRow| baseline(&row.run).is_none();
+        let own = result.rows.iter().filter(|row| row.measure == name && row.group.is_none()).filter(plain);
         let within = own.filter(|row| {
             let error = audit_place(row).and_then(|place| audit.error(place));
             // A difference of exactly 0 is known to be 0: nothing was changed before it.

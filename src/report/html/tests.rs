@@ -70,7 +70,7 @@ fn nothing_that_is_given_becomes_markup() {
     for wanted in [
         "<title>Similarity: base, SIBO &lt;λ=0.3&gt; &amp; &quot;co&quot;</title>",
         "{\"runs\":[\"\\u003c/script>\\u003cb>\"],\"series\":[0.1],\"sign\":\"a\\u003cb>&c\"}</script>",
-        "<td>it&#x27;s &lt;b&gt;<a class=\"mark\" href=\"#warning-2\" aria-label=\"warning 2\">2</a></td>",
+        "<td class=\"short\">it&#x27;s &lt;b&gt;<a class=\"mark\" href=\"#warning-2\" aria-label=\"warning 2\">2</a></td>",
         "<td class=\"number\" data-value=\"-0.25\"><b>−0.25</b></td>",
         "<svg class=\"print\" viewBox=\"0 0 10 4\" role=\"img\"><title>t</title></svg>",
     ] {

@@ -16,6 +16,7 @@ use crate::measures::{Measure, Point, Scope, TokenSet};
 use crate::model::{ModelError, Pass};
 use crate::peft::Peft;
 use crate::probe::{Probe, Site};
+use crate::report::{CellReader, TableError};
 use candle_core::{DType, Device, Tensor};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -125,6 +126,60 @@ impl Audit {
             "all_pairs_against_one_sweep" => road(&self.pairs),
             "error" => places.iter().map(|place| self.error(*place)).collect::<Vec<_>>(),
         )
+    }
+}
+
+/// An audit's table that is none.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// A column.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A place that this program does not know.
+    #[error(
+        "row {row}: {measure} at {site}, {tokens}: no such number; write the table again with the command that made it"
+    )]
+    Place {
+        /// The row, from 0.
+        row: usize,
+        /// The measure's name.
+        measure: String,
+        /// The site's.
+        site: String,
+        /// The token set's.
+        tokens: String,
+    },
+}
+
+impl Audit {
+    /// The audit that [`Self::frame`] was made of; `texts` is how many texts it looked at.
+    ///
+    /// # Errors
+    /// A column is missing or of another type, or names nothing that is measured.
+    pub fn of_frame(frame: &DataFrame, texts: usize) -> Result<Self, AuditError> {
+        let mut cells = CellReader::new(frame);
+        let (measure, layer) = (cells.strings("measure")?, cells.integers("layer")?);
+        let (site, tokens) = (cells.strings("site")?, cells.strings("tokens")?);
+        let company = cells.floats("alone_against_batch")?;
+        let precision = cells.floats("f64_against_compute_type")?;
+        let pairs = cells.floats("all_pairs_against_one_sweep")?;
+        let mut audit = Self { texts, ..Self::default() };
+        for row in 0..frame.height() {
+            let names = (measure.filled(row)?, site.filled(row)?, tokens.filled(row)?);
+            let set = TokenSet::ALL.into_iter().find(|set| set.to_string() == names.2);
+            let known = Measure::from_name(names.0).zip(names.1.parse::<Site>().ok()).zip(set);
+            let Some(((measure, site), set)) = known else {
+                let (measure, site, tokens) = (names.0.to_owned(), names.1.to_owned(), names.2.to_owned());
+                return Err(AuditError::Place { row, measure, site, tokens });
+            };
+            let place = (measure, Point { site, layer: layer.filled(row)? as usize }, set);
+            let roads =
+                [(&mut audit.company, &company), (&mut audit.precision, &precision), (&mut audit.pairs, &pairs)];
+            for (road, cells) in roads {
+                road.extend(cells.get(row).map(|deviation| (place, deviation)));
+            }
+        }
+        Ok(audit)
     }
 }
 
@@ -319,5 +374,10 @@ mod tests {
         assert_eq!(frame.shape(), (3, 8));
         let errors = frame.column("error").unwrap().f64().unwrap().to_vec();
         assert_eq!(errors, [Some(1e-2), Some(f64::INFINITY), Some(1e-5)], "by site, then layer");
+        assert_eq!(Audit::of_frame(&frame, 3).unwrap(), one);
+        let mut frame = frame;
+        frame.with_column(polars::prelude::Column::new("site".into(), ["block", "blok", "block"])).unwrap();
+        let error = Audit::of_frame(&frame, 3).unwrap_err().to_string();
+        assert!(error.contains("row 1: cosine at blok, all"), "{error}");
     }
 }

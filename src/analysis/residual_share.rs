@@ -16,6 +16,7 @@ use crate::data::Packed;
 use crate::model::{ModelError, Pass, Transformer};
 use crate::peft::{BranchObserver, BranchPass, Dose, Mixing, Peft};
 use crate::probe::Silent;
+use crate::report::{CellReader, TableError};
 use candle_core::{DType, Device, Tensor};
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -267,6 +268,38 @@ pub fn residual_frame(rows: &[ResidualRow]) -> Result<DataFrame, PolarsError> {
         "input_retention" => cells(rows, |r| r.input_retention),
         "tokens" => cells(rows, |r| r.tokens),
     )
+}
+
+/// The rows of a frame that [`residual_frame`] made.
+///
+/// # Errors
+/// A column is missing, of another type, or empty where it may not be.
+pub fn residual_rows(frame: &DataFrame) -> Result<Vec<ResidualRow>, TableError> {
+    let mut cells = CellReader::new(frame);
+    let (run, layer) = (cells.strings("run")?, cells.integers("layer")?);
+    let (module, role) = (cells.strings("module")?, cells.strings("role")?);
+    let (mixed, lambda, arm) = (cells.booleans("h0_mixed")?, cells.floats("lambda")?, cells.strings("arm")?);
+    let (share_mean, share_std) = (cells.floats("share_mean")?, cells.floats("share_std")?);
+    let (branch, retention) = (cells.floats("branch_share")?, cells.floats("input_retention")?);
+    let tokens = cells.integers("tokens")?;
+    (0..frame.height())
+        .map(|at| {
+            Ok(ResidualRow {
+                run: run.filled(at)?.to_owned(),
+                layer: layer.narrow(at)?,
+                module: module.filled(at)?.to_owned(),
+                role: role.filled(at)?.to_owned(),
+                h0_mixed: mixed.filled(at)?,
+                lambda: lambda.get(at),
+                arm: arm.get(at).map(str::to_owned),
+                share_mean: share_mean.get(at),
+                share_std: share_std.get(at),
+                branch_share: branch.get(at),
+                input_retention: retention.get(at),
+                tokens: tokens.filled(at)?,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

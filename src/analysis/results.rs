@@ -3,8 +3,9 @@
 //!
 //! `manifest.json` lists the files that belong to it; nothing else in the folder is ever touched.
 
+use crate::hash;
 use crate::persist::{self, PersistError};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -12,8 +13,12 @@ use std::path::{Component, Path, PathBuf};
 
 /// The entry of a manifest that lists the files.
 pub const FILES: &str = "files";
-/// What tables, figures and means end in.
-const ENDINGS: [&str; 5] = ["csv", "parquet", "png", "svg", "safetensors"];
+/// The entry of a manifest that holds the SHA-256 of every table.
+pub const TABLE_HASHES: &str = "tables_sha256";
+/// What tables and means end in: what figures and pages are made of.
+const TABLE_ENDINGS: [&str; 3] = ["csv", "parquet", "safetensors"];
+/// What tables, figures, means and pages end in.
+const ENDINGS: [&str; 8] = ["csv", "parquet", "png", "svg", "safetensors", "html", "md", "tex"];
 
 /// A result that is being written.
 #[derive(Debug)]
@@ -73,23 +78,47 @@ impl Results {
         Ok(Settled { files: files.into_iter().collect(), removed })
     }
 
-    /// The names of the staged files, below the staging folder.
     fn staged(&self) -> Result<BTreeSet<String>, PersistError> {
-        let failed = |e| PersistError::new(&self.staging, "read", e);
-        let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-        let mut names = BTreeSet::new();
-        for entry in fs::read_dir(&self.staging).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if !entry.path().is_dir() {
-                names.insert(name(&entry));
-                continue;
-            }
-            for inner in fs::read_dir(entry.path()).map_err(failed)? {
-                names.insert(format!("{}/{}", name(&entry), name(&inner.map_err(failed)?)));
-            }
-        }
-        Ok(names)
+        file_names(&self.staging)
     }
+}
+
+/// The names of a folder's files, and of those in folders one deep.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn file_names(folder: &Path) -> Result<BTreeSet<String>, PersistError> {
+    let failed = |e| PersistError::new(folder, "read", e);
+    let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !entry.path().is_dir() {
+            names.insert(name(&entry));
+            continue;
+        }
+        for inner in fs::read_dir(entry.path()).map_err(failed)? {
+            names.insert(format!("{}/{}", name(&entry), name(&inner.map_err(failed)?)));
+        }
+    }
+    Ok(names)
+}
+
+/// The SHA-256 of every table in a folder, by name.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn table_hashes(folder: &Path) -> Result<Value, PersistError> {
+    let mut hashes = Map::new();
+    for name in file_names(folder)? {
+        let ending = Path::new(&name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if TABLE_ENDINGS.contains(&ending) {
+            let path = folder.join(&name);
+            let hash = hash::sha256_file(&path).map_err(|e| PersistError::new(&path, "read", e))?;
+            hashes.insert(name, hash.into());
+        }
+    }
+    Ok(Value::Object(hashes))
 }
 
 /// What became of a result's files.

@@ -20,7 +20,7 @@ use super::estimates::Estimates;
 use super::run_values::RunValues;
 use crate::measures::{Measure, Point, Scope, TokenSet};
 use crate::probe::Site;
-use crate::report::{Chart, Panel, Point as Spot, Scale, Series, Width};
+use crate::report::{CellReader, Chart, Panel, Point as Spot, Scale, Series, TableError, Width};
 use crate::statistics::StatisticsError;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
@@ -160,6 +160,55 @@ pub fn split_frame(rows: &[SplitRow]) -> Result<DataFrame, PolarsError> {
         "ci_high" => number(|row| row.ci_high),
         "texts" => rows.iter().map(|row| row.texts).collect::<Vec<_>>(),
     )
+}
+
+/// A split's table that is none.
+#[derive(Debug, thiserror::Error)]
+pub enum SplitTableError {
+    /// A column.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A name that this program does not know.
+    #[error("row {row}: \"{name}\" is no {what}; write the table again with the command that made it")]
+    Unknown {
+        /// The row, from 0.
+        row: usize,
+        /// What should stand there.
+        what: &'static str,
+        /// What stands there.
+        name: String,
+    },
+}
+
+/// The rows of a frame that [`split_frame`] made.
+///
+/// # Errors
+/// A column is missing, of another type, or holds a name that is not known.
+pub fn read_split(frame: &DataFrame) -> Result<Vec<SplitRow>, SplitTableError> {
+    let mut cells = CellReader::new(frame);
+    let (run, layer, measure) = (cells.strings("run")?, cells.integers("layer")?, cells.strings("measure")?);
+    let (tokens, part) = (cells.strings("tokens")?, cells.strings("part")?);
+    let (change, ci_low, ci_high) = (cells.floats("change")?, cells.floats("ci_low")?, cells.floats("ci_high")?);
+    let texts = cells.integers("texts")?;
+    let names = || PARTS.iter().map(|&(part, _)| part).chain([TOTAL]);
+    let unknown = |row, what, name: &str| SplitTableError::Unknown { row, what, name: name.to_owned() };
+    (0..frame.height())
+        .map(|at| {
+            let (own, set, name) = (measure.filled(at)?, tokens.filled(at)?, part.filled(at)?);
+            let known = TokenSet::ALL.into_iter().find(|known| known.to_string() == set);
+            Ok(SplitRow {
+                run: run.filled(at)?.to_owned(),
+                layer: layer.narrow(at)?,
+                measure: Measure::from_name(own).ok_or_else(|| unknown(at, "measure", own))?,
+                tokens: known.ok_or_else(|| unknown(at, "token set", set))?,
+                part: names().find(|known| *known == name).ok_or_else(|| unknown(at, "part", name))?,
+                change: change.get(at),
+                ci_low: ci_low.get(at),
+                ci_high: ci_high.get(at),
+                texts: texts.filled(at)?,
+            })
+        })
+        .collect()
 }
 
 /// A part with its change, or that summed over layers.

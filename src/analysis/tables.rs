@@ -100,6 +100,55 @@ pub fn similarity_table(
     Ok(SimilarityTable { rows, n_tokens_pooled, diff_p_holm })
 }
 
+/// The differences of `run` to `against` alone, text by text over the texts that both have: rows as those of
+/// [`similarity_table`], of which `texts` counts the pairs, with the adjusted p-values. A corpus measure has none.
+///
+/// # Errors
+/// An interval cannot be computed.
+pub fn difference_rows(
+    run: &RunValues,
+    against: &RunValues,
+    seed: u64,
+) -> Result<Vec<(SimilarityRow, Option<f64>)>, StatisticsError> {
+    let mut rows = Vec::new();
+    let mut estimates = Estimates::new(seed);
+    let mut series: Vec<usize> = Vec::new();
+    for group in groups(run) {
+        for (at, &point) in run.points.iter().enumerate() {
+            for (slot, &measure) in run.measures.iter().enumerate().filter(|(_, m)| m.scope() == Scope::Text) {
+                let Some((place, theirs)) = against.place(point).zip(against.slot(measure)) else { continue };
+                // Token sets are mostly the same rows: what is the same is resampled once.
+                let mut known: Vec<(Vec<Option<f64>>, usize)> = Vec::new();
+                for tokens in TokenSet::ALL {
+                    let own = run.series(&group, at, slot, tokens);
+                    let other = run.partners(against, &group, place, theirs, tokens);
+                    let pairs: Vec<Option<f64>> = own.iter().zip(other).map(|(a, b)| Some((*a)? - b?)).collect();
+                    let asked = match known.iter().find(|(other, _)| *other == pairs) {
+                        Some((_, asked)) => *asked,
+                        None => {
+                            let asked = estimates.add(&pairs);
+                            known.push((pairs, asked));
+                            asked
+                        }
+                    };
+                    series.push(asked);
+                    rows.push(empty_row(run, &group, point, measure, tokens, Some(against)));
+                }
+            }
+        }
+    }
+    let found = estimates.finish()?;
+    let mut p_values = BTreeMap::new();
+    for (place, (row, asked)) in rows.iter_mut().zip(series).enumerate() {
+        let Some(apart) = found.get(asked).copied().flatten() else { continue };
+        (row.diff, row.texts) = (Some(apart.mean), apart.n);
+        (row.diff_ci_low, row.diff_ci_high) = (Some(apart.interval.low), Some(apart.interval.high));
+        p_values.insert(place, apart.p);
+    }
+    let p_holm = adjusted(&rows, &p_values)?;
+    Ok(rows.into_iter().zip(p_holm).collect())
+}
+
 /// Holm's adjustment over the layers of one run, group, measure and token set. The embedding, the blocks and the final
 /// norm are one family; each site within the blocks is one of its own.
 fn adjusted(rows: &[SimilarityRow], p_values: &BTreeMap<usize, f64>) -> Result<Vec<Option<f64>>, StatisticsError> {
@@ -192,6 +241,43 @@ pub fn per_text_rows(runs: &[RunValues]) -> Vec<PerTextRow> {
 mod tests {
     use super::*;
     use crate::probe::Site;
+
+    #[test]
+    fn the_differences_of_two_runs_are_those_of_the_table() {
+        let run = |name: &str, texts: std::ops::Range<u64>, slope: f64| {
+            let text = |index| super::super::run_values::MeasuredText {
+                index,
+                group: Some(format!("g{}", index % 2)),
+                tokens: 5,
+            };
+            let plan = super::super::plan::MeasurePlan {
+                measures: vec![Measure::Cosine, Measure::Mad],
+                points: vec![Point { site: Site::Embedding, layer: 0 }, Point { site: Site::Block, layer: 1 }],
+                seed: 0,
+            };
+            let texts: Vec<_> = texts.map(text).collect();
+            let values: Vec<f64> = (0..texts.len() * 12)
+                .map(|i| if i % 7 == 2 { f64::NAN } else { (slope * (i / 3) as f64).sin() })
+                .collect();
+            RunValues::new(name, &plan, texts, values, &[])
+        };
+        let (a, b) = (run("a", 2..30, 0.7), run("b", 0..25, 1.3));
+        let table = similarity_table(&[a.clone(), b.clone()], &[Some(1), None], 11).unwrap();
+        let found = difference_rows(&a, &b, 11).unwrap();
+        let own: Vec<_> = table.rows.iter().zip(&table.diff_p_holm).filter(|(row, _)| row.run == "a").collect();
+        assert_eq!(found.len(), own.len());
+        for ((row, p), (wanted, wanted_p)) in found.iter().zip(own) {
+            let of = |row: &SimilarityRow| {
+                (row.group.clone(), row.layer, row.measure.clone(), row.tokens.clone(), row.reference.clone())
+            };
+            assert_eq!(of(row), of(wanted));
+            assert_eq!(
+                (row.diff, row.diff_ci_low, row.diff_ci_high, p),
+                (wanted.diff, wanted.diff_ci_low, wanted.diff_ci_high, wanted_p)
+            );
+            assert!(row.diff.is_some() && row.mean.is_none() && row.texts < 24 && row.texts > 5, "{row:?}");
+        }
+    }
 
     #[test]
     fn layers_are_one_family_and_other_sites_another() {

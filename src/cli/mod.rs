@@ -36,6 +36,7 @@ mod pretrain;
 mod profile_report;
 mod progress;
 mod remedies;
+mod report;
 mod reproduce;
 mod similarity;
 mod sparkline;
@@ -95,6 +96,8 @@ enum Verb {
     Pretrain(pretrain::PretrainArgs),
     /// Run studies: arms tuned and measured on the embedded model in paired seeds, with computed verdicts.
     Reproduce(reproduce::ReproduceArgs),
+    /// Draw the figures and pages of a run again from its tables alone, or verify every number that they show.
+    Report(report::ReportArgs),
     /// Run a study cell by cell, on a cluster: plan, run one, status, job files.
     Sweep(sweep::SweepArgs),
     /// Look at this machine, check every kernel and its gradient on it, and name the remedy for what is wrong.
@@ -128,6 +131,7 @@ impl Cli {
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
+            Verb::Report(args) => report::run(&args, quiet),
             Verb::Sweep(args) => sweep::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),
             Verb::Fetch(args) => fetch::run(&args, quiet),
@@ -140,9 +144,20 @@ impl Cli {
 
 /// Writes a chart as PNG and SVG.
 fn write_chart(folder: &std::path::Path, stem: &str, chart: &crate::report::Chart) -> anyhow::Result<()> {
-    crate::persist::write_file(&folder.join(format!("{stem}.png")), &chart.png()?)?;
-    crate::persist::write_file(&folder.join(format!("{stem}.svg")), chart.svg()?.as_bytes())?;
-    Ok(())
+    write_drawing(folder, stem, &chart.draw(), true)
+}
+
+/// Writes a drawing as SVG, and as PNG if that is wanted.
+fn write_drawing(
+    folder: &std::path::Path,
+    stem: &str,
+    drawing: &crate::report::Drawing,
+    png: bool,
+) -> anyhow::Result<()> {
+    if png {
+        crate::persist::write_file(&folder.join(format!("{stem}.png")), &drawing.png()?)?;
+    }
+    Ok(crate::persist::write_file(&folder.join(format!("{stem}.svg")), drawing.svg()?.as_bytes())?)
 }
 
 /// Prints a line of results on stdout. A reader that has seen enough (`| head`) is no failure.

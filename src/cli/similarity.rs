@@ -3,9 +3,10 @@
 mod amount;
 mod checks;
 mod curves;
-mod figures;
+pub(super) mod figures;
 mod follow;
 mod identity;
+pub(super) mod pages;
 mod run;
 mod split;
 mod work;
@@ -13,10 +14,10 @@ mod work;
 use super::terminal::{self, Charset};
 use super::{states, texts, token_pairs};
 use crate::analysis::baselines::Baseline;
+use crate::analysis::convention::Convention;
 use crate::analysis::layers::Layers;
 use crate::analysis::manifest::Manifest;
 use crate::analysis::plan::{LOOKUP_TEXTS, Sites};
-use crate::analysis::residual_figure::residual_chart;
 use crate::analysis::residual_share::residual_frame;
 use crate::analysis::results::{self, Results};
 use crate::analysis::run_values::RunValues;
@@ -27,11 +28,12 @@ use crate::measures::{Measure, Need, parse_measures};
 use crate::model::Precision;
 use crate::peft::base_model;
 use crate::persist;
-use crate::report::{self, SimilarityRow, per_text_frame};
+use crate::report::{self, SimilarityRow, Width, per_text_frame};
 use crate::train::{BaseDtypeName, DtypeName};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
-use serde_json::json;
+use figures::Look;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(Debug, Clone, Args)]
@@ -125,6 +127,9 @@ pub(super) struct SimilarityArgs {
     /// Draw a panel for each run, with its own baselines, over the figure's first token set.
     #[arg(long)]
     panel_by_run: bool,
+    /// What similarity.png, differences.png and the printed table count; the tables hold every number either way.
+    #[arg(long, value_enum, default_value_t)]
+    convention: Convention,
     /// Seed of the bootstrap, of samples and of baselines.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -169,6 +174,22 @@ impl SimilarityArgs {
         ]
     }
 
+    /// What was asked for, for the manifest: what is measured and how it is drawn.
+    fn described(&self) -> Value {
+        let span = match self.span {
+            Span::All => "all",
+            Span::Instruction => "instruction",
+            Span::Response => "response",
+        };
+        json!({
+            "field": self.field, "template": self.template, "group_by": self.group_by,
+            "span": span, "tokens": self.tokens, "max_tokens": self.max_tokens, "limit": self.limit,
+            "split": self.split, "lookup_texts": self.lookup_texts, "means": self.means.as_ref().map(|path| path.display().to_string()),
+            "baselines": self.baselines.iter().map(|baseline| baseline.name()).collect::<Vec<_>>(),
+            "batch_size": self.batch_size, "relative": self.relative, "panel_by_run": self.panel_by_run,
+        })
+    }
+
     fn precision(&self) -> Precision {
         self.base_dtype.beside(self.dtype)
     }
@@ -211,21 +232,18 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
     if !done.means.is_empty() {
         done.means.write(&out.join("means.safetensors"))?;
     }
-    figures::draw(&beside, &measures, &rows, done.audit.as_ref())?;
     if let Some(audit) = &done.audit {
         manifest.set("audit", audit.json());
         report::write_table(out, "audit", &mut audit.frame()?)?;
     }
     if !done.residual.is_empty() {
         report::write_table(out, "residual", &mut residual_frame(&done.residual)?)?;
-        super::write_chart(out, "residual", &residual_chart(&done.residual))?;
     }
-    let split = if args.split { split::write(&beside, &measures, &done.runs)? } else { Vec::new() };
-    token_pairs::write(out, &done.request, &done.pairs, args.seed)?;
+    let split = if args.split { split::write(&beside, &done.runs)? } else { Vec::new() };
+    let heatmaps = token_pairs::write(out, &done.request, &done.pairs, args.seed)?;
     if !done.request.is_empty() {
-        manifest.set("token_pairs", args.pairs.describe());
+        manifest.set("token_pairs", args.pairs.describe(heatmaps));
     }
-    let settled = written.settle("similarity")?;
     let measured: Vec<&str> = measures.iter().map(|m| m.name()).collect();
     manifest
         .set("runs", done.described)
@@ -235,10 +253,25 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         .set("texts_sha256", texts_sha256)
         .set("layers_convention", "0 embedding, 1..L blocks, final_norm = layer L after the final norm")
         .set("bootstrap", json!({"replicates": crate::statistics::REPLICATES, "level": 0.95, "seed": args.seed}))
-        .set(results::FILES, settled.files)
+        .set("convention", json!({"name": args.convention.name(), "counted": args.convention.counted()}))
+        .set("config", args.described())
         .set("device", done.device)
         .set("dtype", args.precision().compute.as_str())
-        .set("base_dtype", args.precision().base_name());
+        .set("base_dtype", args.precision().base_name())
+        .set(results::TABLE_HASHES, results::table_hashes(out)?)
+        .stop();
+    let look = Look {
+        out,
+        relative: args.relative,
+        panel_by_run: args.panel_by_run,
+        width: Width::TwoColumn,
+        convention: args.convention,
+        png: true,
+    };
+    pages::draw(out, &look, &manifest.json())?;
+    pages::write(out, out, &manifest.json())?;
+    let settled = written.settle("similarity")?;
+    manifest.set(results::FILES, settled.files);
     manifest.write(&args.out)?;
     follow::remove_progress(&args.out)?;
     if args.json {
@@ -246,8 +279,12 @@ pub(super) fn run(args: &SimilarityArgs, quiet: bool) -> Result<()> {
         say!("{:#}", curves::json(&args.out, reference, &manifest, &rows));
     } else {
         // What only the split asked for stands in its tables.
-        print_table(&rows, &done.runs, args.sites == Sites::Usual);
-        curves::print(&rows, terminal::stdout_columns(), Charset::of_locale());
+        let counted = args.convention.rows(&rows);
+        print_table(&counted, &done.runs, args.sites == Sites::Usual);
+        curves::print(&counted, terminal::stdout_columns(), Charset::of_locale());
+        if args.convention != Convention::Ours {
+            say!("{}", args.convention.counted());
+        }
         split::print(&split);
     }
     if !quiet && !settled.removed.is_empty() {

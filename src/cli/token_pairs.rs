@@ -5,7 +5,7 @@ use crate::analysis::layers::Layers;
 use crate::analysis::states::StoredStates;
 use crate::analysis::token_pairs::{self, HeatMapRequest, PairRequest, RunPairs};
 use crate::persist;
-use crate::report::{self, Drawing};
+use crate::report;
 use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use serde_json::{Value, json};
@@ -76,8 +76,9 @@ impl PairArgs {
     }
 
     /// What the manifest says of it.
-    pub(super) fn describe(&self) -> Value {
+    pub(super) fn describe(&self, heatmaps: Vec<Value>) -> Value {
         json!({
+            "heatmaps": heatmaps,
             "token_classes": self.token_classes,
             "distance_texts": self.distance.then_some(self.max_texts()),
             "heatmap_texts": self.heatmap.is_some().then_some(&self.text),
@@ -85,40 +86,32 @@ impl PairArgs {
     }
 }
 
-/// Writes the tables and figures that `request` asks for; `seed` is that of their intervals.
-pub(super) fn write(out: &Path, request: &PairRequest, runs: &[RunPairs], seed: u64) -> Result<()> {
+/// Writes the tables that `request` asks for; `seed` is that of their intervals. Answers what the manifest says of the
+/// heat maps.
+pub(super) fn write(out: &Path, request: &PairRequest, runs: &[RunPairs], seed: u64) -> Result<Vec<Value>> {
     if request.classes {
         let rows = token_pairs::token_class_rows(runs, seed)?;
         report::write_table(out, "token_classes", &mut report::token_class_frame(&rows)?)?;
-        write_drawing(out, "token_classes", &report::token_class_chart(&rows).draw())?;
     }
     if request.distance_texts.is_some() {
         let rows = token_pairs::distance_rows(runs, seed)?;
         report::write_table(out, "distance", &mut report::distance_frame(&rows)?)?;
-        write_drawing(out, "distance", &report::distance_chart(&rows).draw())?;
     }
+    let mut maps = Vec::new();
     if request.heatmap.is_some() {
         let folder = out.join("heatmap");
         persist::create_folder(&folder)?;
         for (run, name) in runs.iter().zip(file_names(runs)) {
             for matrix in &run.matrices {
-                let stem = format!("{name}_text{}_layer{}", matrix.text, matrix.point.layer);
-                let rows = matrix.rows();
-                report::write_csv(&folder.join(format!("{stem}.csv")), &mut report::heatmap_frame(&rows)?)?;
-                let place = format!("layer {} ({})", matrix.point.layer, matrix.point.site);
-                let subtitle = format!("{}, text {}, {place}, {} tokens", run.run, matrix.text, matrix.tokens.len());
-                let map = report::heatmap_chart(&rows, "Token × token cosine".to_owned(), subtitle);
-                write_drawing(&folder, &stem, &map.draw())?;
+                let (text, point) = (matrix.text, matrix.point);
+                let stem = format!("{name}_text{text}_layer{}", point.layer);
+                report::write_csv(&folder.join(format!("{stem}.csv")), &mut report::heatmap_frame(&matrix.rows())?)?;
+                let site = point.site.to_string();
+                maps.push(json!({"stem": stem, "run": run.run, "text": text, "layer": point.layer, "site": site}));
             }
         }
     }
-    Ok(())
-}
-
-fn write_drawing(folder: &Path, stem: &str, drawing: &Drawing) -> Result<()> {
-    persist::write_file(&folder.join(format!("{stem}.png")), &drawing.png()?)?;
-    persist::write_file(&folder.join(format!("{stem}.svg")), drawing.svg()?.as_bytes())?;
-    Ok(())
+    Ok(maps)
 }
 
 /// A run's name as a part of a file's name.

@@ -261,7 +261,7 @@ fn along(rows: &[&SimilarityRow], label: String, style: usize, options: &CurveOp
     Series { label, style, points: along.iter().map(point).collect(), hollow }
 }
 
-fn token_name(tokens: &str) -> String {
+pub(super) fn token_name(tokens: &str) -> String {
     match tokens {
         "all" => "all tokens".to_owned(),
         "no_first" => "without the first token".to_owned(),

@@ -1,6 +1,8 @@
 //! Tables and figures about pairs of tokens: their classes, their distance, the matrix of one text.
 
+use super::cells::CellReader;
 use super::chart::{Chart, HeatMap, Panel, Point, Scale, Series, Width};
+use super::table::TableError;
 use polars::df;
 use polars::prelude::{DataFrame, PolarsError};
 
@@ -134,6 +136,88 @@ pub fn heatmap_frame(rows: &[HeatMapRow]) -> Result<DataFrame, PolarsError> {
         "token_column" => cells(rows, |row| row.token_column.as_str()),
         "cosine" => cells(rows, |row| row.cosine),
     )
+}
+
+/// The rows of a heat map's table.
+///
+/// # Errors
+/// A column is missing, of another type, or empty where it may not be.
+pub fn heatmap_rows(frame: &DataFrame) -> Result<Vec<HeatMapRow>, TableError> {
+    let mut cells = CellReader::new(frame);
+    let (row, column) = (cells.integers("row")?, cells.integers("column")?);
+    let (token_row, token_column) = (cells.strings("token_row")?, cells.strings("token_column")?);
+    let cosine = cells.floats("cosine")?;
+    (0..frame.height())
+        .map(|at| {
+            Ok(HeatMapRow {
+                row: row.narrow(at)?,
+                column: column.narrow(at)?,
+                token_row: token_row.filled(at)?.to_owned(),
+                token_column: token_column.filled(at)?.to_owned(),
+                cosine: cosine.get(at),
+            })
+        })
+        .collect()
+}
+
+/// The rows of `token_classes.csv`.
+///
+/// # Errors
+/// As [`heatmap_rows`].
+pub fn token_class_rows(frame: &DataFrame) -> Result<Vec<TokenClassRow>, TableError> {
+    let mut cells = CellReader::new(frame);
+    let (run, site, layer) = (cells.strings("run")?, cells.strings("site")?, cells.integers("layer")?);
+    let (class_a, class_b) = (cells.strings("class_a")?, cells.strings("class_b")?);
+    let (mean, std) = (cells.floats("mean")?, cells.floats("std")?);
+    let (ci_low, ci_high) = (cells.floats("ci_low")?, cells.floats("ci_high")?);
+    let (pairs, texts) = (cells.integers("pairs")?, cells.integers("texts")?);
+    (0..frame.height())
+        .map(|at| {
+            Ok(TokenClassRow {
+                run: run.filled(at)?.to_owned(),
+                layer: layer.narrow(at)?,
+                site: site.filled(at)?.to_owned(),
+                class_a: class_a.filled(at)?.to_owned(),
+                class_b: class_b.filled(at)?.to_owned(),
+                mean: mean.filled(at)?,
+                std: std.get(at),
+                ci_low: ci_low.get(at),
+                ci_high: ci_high.get(at),
+                pairs: pairs.filled(at)?,
+                texts: texts.filled(at)?,
+            })
+        })
+        .collect()
+}
+
+/// The rows of `distance.csv`.
+///
+/// # Errors
+/// As [`heatmap_rows`].
+pub fn distance_rows(frame: &DataFrame) -> Result<Vec<DistanceRow>, TableError> {
+    let mut cells = CellReader::new(frame);
+    let (run, site, layer) = (cells.strings("run")?, cells.strings("site")?, cells.integers("layer")?);
+    let (from, to) = (cells.integers("distance_from")?, cells.integers("distance_to")?);
+    let (mean, std) = (cells.floats("mean")?, cells.floats("std")?);
+    let (ci_low, ci_high) = (cells.floats("ci_low")?, cells.floats("ci_high")?);
+    let (pairs, texts) = (cells.integers("pairs")?, cells.integers("texts")?);
+    (0..frame.height())
+        .map(|at| {
+            Ok(DistanceRow {
+                run: run.filled(at)?.to_owned(),
+                layer: layer.narrow(at)?,
+                site: site.filled(at)?.to_owned(),
+                distance_from: from.filled(at)?,
+                distance_to: to.filled(at)?,
+                mean: mean.filled(at)?,
+                std: std.get(at),
+                ci_low: ci_low.get(at),
+                ci_high: ci_high.get(at),
+                pairs: pairs.filled(at)?,
+                texts: texts.filled(at)?,
+            })
+        })
+        .collect()
 }
 
 /// The order of classes: each keeps its colour in every panel and figure.

@@ -21,6 +21,7 @@ mod measures;
 mod merge;
 mod program;
 mod progress;
+mod report;
 mod results;
 mod resume;
 mod similarity;

@@ -30,7 +30,18 @@ fn figures_of_an_earlier_run_do_not_stay_beside_the_new_manifest() {
     assert!(first.iter().all(|name| said.contains(name)) && !said.contains("similarity.csv"), "{said}");
     assert!(out.join("notes.csv").is_file() && out.join("heatmap/notes.png").is_file(), "what is not ours stays");
     let files = read_json(&out.join("manifest.json"))["files"].clone();
-    let wanted = ["per_text.parquet", "similarity.csv", "similarity.parquet", "similarity.png", "similarity.svg"];
+    let wanted = [
+        "per_text.parquet",
+        "report.html",
+        "report.md",
+        "similarity.csv",
+        "similarity.parquet",
+        "similarity.png",
+        "similarity.svg",
+        "summary.csv",
+        "summary.parquet",
+        "summary.tex",
+    ];
     assert_eq!(files, serde_json::json!(wanted));
     assert!(wanted.iter().all(|name| out.join(name).is_file()) && !out.join("progress").exists());
 

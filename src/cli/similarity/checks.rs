@@ -1,6 +1,7 @@
 //! What a command line asks for that cannot be, refused before any work.
 
 use super::SimilarityArgs;
+use crate::analysis::convention::Convention;
 use crate::measures::{Class, Measure};
 use crate::report::BASELINE_SUFFIXES;
 use anyhow::{Result, bail, ensure};
@@ -17,6 +18,11 @@ pub(super) fn check_options(args: &SimilarityArgs, measures: &[Measure]) -> Resu
         ensure!(value != Some(0), "{option} is 0; it must be at least 1");
     }
     ensure!(args.audit != Some(0), "--audit is 0; it must be at least 1, or leave it out for no audit");
+    ensure!(
+        args.convention == Convention::Ours || measures.contains(&Measure::Cosine),
+        "--convention {} counts the cosine, which --measures leaves out; add cosine",
+        args.convention.name()
+    );
     let lookup = measures.iter().find(|measure| measure.class() == Class::Lookup);
     if let Some(measure) = lookup.filter(|_| args.lookup_texts == 0) {
         bail!("--lookup-texts is 0, but {measure} is taken of them alone; it must be at least 1");

@@ -2,23 +2,16 @@
 
 use super::SimilarityArgs;
 use crate::analysis::run_values::RunValues;
-use crate::analysis::split::{SplitRow, part_name, split_chart, split_frame, split_rows, summed};
-use crate::cli::write_chart;
-use crate::measures::Measure;
+use crate::analysis::split::{SplitRow, part_name, split_frame, split_rows, summed};
 use crate::report::{self, baseline};
 use anyhow::Result;
 
-/// `split.csv`, `split.parquet` and a figure for each measure, of the runs that are no baselines.
-pub(super) fn write(args: &SimilarityArgs, measures: &[Measure], runs: &[RunValues]) -> Result<Vec<SplitRow>> {
+/// `split.csv` and `split.parquet`, of the runs that are no baselines.
+pub(super) fn write(args: &SimilarityArgs, runs: &[RunValues]) -> Result<Vec<SplitRow>> {
     let plain = runs.iter().filter(|run| baseline(&run.run).is_none());
     let plain: Vec<RunValues> = plain.cloned().collect();
     let rows = split_rows(&plain, args.seed)?;
     report::write_table(&args.out, "split", &mut split_frame(&rows)?)?;
-    for &measure in measures {
-        if let Some(chart) = split_chart(&rows, measure) {
-            write_chart(&args.out, &format!("{}_split", measure.name()), &chart)?;
-        }
-    }
     Ok(rows)
 }
 

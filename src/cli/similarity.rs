@@ -4,7 +4,7 @@ mod amount;
 mod checks;
 mod figures;
 mod follow;
-mod identity;
+pub(super) mod identity;
 mod run;
 mod split;
 mod work;

@@ -1,6 +1,8 @@
-//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter.
+//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter; likelihoods against
+//! lm-evaluation-harness.
 //!
-//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers and peft.
+//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers and peft; the likelihoods of
+//! choices need lm_eval (lm-evaluation-harness 0.4) too.
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what the tests share is part of the tests")]
 

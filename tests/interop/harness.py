@@ -18,10 +18,21 @@ def tokenizer_config(model):
         path.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
 
 
+def whole_vocabulary(model):
+    """As many words as the table of embeddings has rows: with an adapter lm_eval cuts the table to the tokenizer's size."""
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    if tokenizer["model"]["type"] == "WordLevel":
+        words, rows = tokenizer["model"]["vocab"], json.loads((model / "config.json").read_text())["vocab_size"]
+        words.update({f"filler{index}": index for index in range(len(words), rows)})
+        path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
 def main():
     model, adapter, folder, out = map(Path, sys.argv[1:])
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
     tokenizer_config(model)
+    whole_vocabulary(model)
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -23,6 +23,7 @@ pub mod profile;
 pub mod random;
 pub mod remedies;
 pub mod statistics;
+pub mod tasks;
 pub mod train;
 
 #[cfg(feature = "cli")]

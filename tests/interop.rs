@@ -1,11 +1,12 @@
-//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter; event files in the real TensorBoard.
+//! Adapter folders against the real PEFT, both ways, and its refusal of a SIBO adapter; event files in the real TensorBoard;
+//! likelihoods against lm-evaluation-harness.
 //!
-//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers, peft and tensorboard.
+//! Runs when `SMOOTH_PROBE_PYTHON` names an interpreter that has torch, transformers, peft and tensorboard; the likelihoods
+//! of choices need lm_eval (lm-evaluation-harness 0.4) too.
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what the tests share is part of the tests")]
 
 #[path = "cli/small_model.rs"]
-#[expect(dead_code, reason = "the tests of the program use the rest")]
 mod small_model;
 
 use candle_core::{DType, Device, Tensor};
@@ -293,5 +294,114 @@ fn on_a_terminal_what_was_drawn_before_does_not_stay() {
         assert_eq!(shown, if options.is_empty() { 0 } else { curves.len() }, "{screen}");
         // The bar or the nine lines of the curves, and the result: nothing of what was drawn before is left.
         assert_eq!(screen.trim().lines().count(), if options.is_empty() { 2 } else { 10 }, "{screen}");
+    }
+}
+
+/// Two tasks of local files, as the harness reads them and as we do.
+fn local_tasks(folder: &Path) {
+    let digits = ["one", "two", "three", "four", "five"];
+    let animals = ["cat", "dog", "bird"];
+    let (mut listed, mut fixed) = (String::new(), String::new());
+    for i in 0..24_usize {
+        let (digit, animal) = (digits[i % 5], animals[i % 3]);
+        let choices = [format!("the {animal} sees {digit}"), "red".to_owned(), format!("{digit} {digit} blue")];
+        let choices = if i % 4 == 0 { &choices[..2] } else { &choices[..] };
+        let question = format!("give {digit} of the {animal}{}", if i % 6 == 0 { "\n" } else { "" });
+        listed += &format!("{}\n", serde_json::json!({"question": question, "choices": choices, "gold": i % 2}));
+        let asked = format!("the {animal} says {digit} then {}", digits[i % 4]);
+        fixed += &format!("{}\n", serde_json::json!({"question": asked, "gold": i % 3}));
+    }
+    let yaml = |name: &str, choices: &str, text: &str| {
+        let data = folder.join(format!("{name}.jsonl"));
+        format!(
+            "task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {}\ntest_split: test\n\
+             output_type: multiple_choice\ndoc_to_text: \"{text}\"\ndoc_to_choice: {choices}\ndoc_to_target: gold\n\
+             metric_list:\n  - metric: acc\n  - metric: acc_norm\n  - metric: acc_bytes\nmetadata:\n  version: 1\n",
+            data.display()
+        )
+    };
+    let toml = |name: &str, text: &str, fields: &str, answer: &str| {
+        format!(
+            "name = \"{name}\"\nversion = 1\ntitle = \"{name}\"\nsource = \"a test\"\nmodes = [\"loglikelihood\"]\n\
+             metrics = [\"accuracy\"]\ntemplate = \"{text}\"\n[fields]\nquestion = [\"question\"]\nlabel = [\"gold\"]\n\
+             {fields}\n[answer]\n{answer}\ndelimiter = \" \"\n"
+        )
+    };
+    let write = |name: &str, content: &str| std::fs::write(folder.join(name), content).unwrap();
+    write("listed.jsonl", &listed);
+    write("listed.yaml", &yaml("listed", "choices", "{{question}}"));
+    let answer = "kind = \"choice\"\nchoices = \"choices\"";
+    write("listed.toml", &toml("listed", "{question}", "choices = [\"choices\"]", answer));
+    write("fixed.jsonl", &fixed);
+    let text = "Instruction : {{question}}\\nResponse :";
+    write("fixed.yaml", &yaml("fixed", "[\"red\", \"green cat\", \"old\"]", text));
+    let answer = "kind = \"class\"\nclasses = [\"a\", \"b\", \"c\"]\nwords = [\"red\", \"green cat\", \"old\"]";
+    write("fixed.toml", &toml("fixed", "Instruction : {question}\\nResponse :", "", answer));
+}
+
+#[test]
+fn lm_evaluation_harness_finds_our_likelihoods() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let copied = |from: PathBuf| {
+        let to = dir.path().join("stories");
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        to
+    };
+    let tiny = small_model::tiny_model(&dir.path().join("model"));
+    let models = [Some(("tiny", tiny)), small_model::stories260k().map(|folder| ("stories", copied(folder)))];
+    for (name, model) in models.into_iter().flatten() {
+        let adapter = train(dir.path(), &model, &format!("{name}-lora"), "");
+        let folder = dir.path().join(format!("{name}-tasks"));
+        std::fs::create_dir_all(&folder).unwrap();
+        local_tasks(&folder);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/harness.py");
+        let theirs = folder.join("theirs.json");
+        let output = Command::new(&python)
+            .arg(script)
+            .args([&model, &adapter, &folder, &theirs])
+            .envs([("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1")])
+            .output()
+            .unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        assert_success(&output);
+        let theirs: serde_json::Value = serde_json::from_slice(&std::fs::read(theirs).unwrap()).unwrap();
+        for task in ["listed", "fixed"] {
+            let out = folder.join(format!("{task}-ours"));
+            let line = "evaluate --quiet --mode loglikelihood --json --batch-size 5";
+            let output = Command::new(env!("CARGO_BIN_EXE_smooth-probe"))
+                .args(line.split(' '))
+                .args([Path::new("--model"), &model, Path::new("--adapter"), &adapter, Path::new("--out"), &out])
+                .args([Path::new("--task"), &folder.join(format!("{task}.toml"))])
+                .args([Path::new("--data"), &folder.join(format!("{task}.jsonl"))])
+                .output()
+                .unwrap();
+            assert_success(&output);
+            let ours: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            for metric in ours["runs"][0]["tasks"][0]["metrics"].as_array().unwrap() {
+                let key = format!("{},none", metric["harness"].as_str().unwrap());
+                assert_eq!(metric["value"], theirs[task]["results"][&key], "{name} {task} {key}");
+            }
+            let file = out.join(format!("items/{name}-lora/{task}.jsonl"));
+            let items = std::fs::read_to_string(file).unwrap();
+            let mut largest = 0.0_f64;
+            assert_eq!(items.lines().count(), 24);
+            for (line, expected) in items.lines().zip(theirs[task]["items"].as_array().unwrap()) {
+                let item: serde_json::Value = serde_json::from_str(line).unwrap();
+                let choices = item["choices"].as_array().unwrap();
+                assert_eq!(choices.len(), expected.as_array().unwrap().len());
+                for (choice, pair) in choices.iter().zip(expected.as_array().unwrap()) {
+                    let (ours, theirs) = (choice["log_probability"].as_f64().unwrap(), pair[0].as_f64().unwrap());
+                    largest = largest.max((ours - theirs).abs());
+                    assert_eq!(choice["greedy"], pair[1], "{name} {task}: {line}");
+                }
+            }
+            println!("{name}, {task}: log-likelihoods deviate by {largest:.1e}");
+            assert!(largest <= 1e-4, "{name} {task}: {largest}");
+        }
     }
 }

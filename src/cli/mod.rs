@@ -23,6 +23,7 @@ mod completions;
 mod device;
 mod doctor;
 mod dose;
+mod evaluate;
 mod export;
 mod fetch;
 mod generate;
@@ -84,6 +85,8 @@ enum Verb {
     Train(Box<train::TrainArgs>),
     /// Measure token similarity layer by layer, and compare models, adapters and checkpoints.
     Similarity(Box<similarity::SimilarityArgs>),
+    /// Put tasks to a model and its adapters, and score the answers: the paper's sets, GLUE, or a task of your own.
+    Evaluate(Box<evaluate::EvaluateArgs>),
     /// Turn the lambda of a trained, frozen adapter up and down: what the initial residual causes.
     Dose(Box<dose::DoseArgs>),
     /// Continue prompts: greedily, by draws or by beam search, with or without an adapter.
@@ -125,6 +128,7 @@ impl Cli {
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Train(args) => train::run(&args, quiet),
             Verb::Similarity(args) => similarity::run(&args, quiet),
+            Verb::Evaluate(args) => evaluate::run(&args, quiet),
             Verb::Dose(args) => dose::run(&args, quiet),
             Verb::Generate(args) => generate::run(&args, quiet),
             Verb::Merge(args) => merge::run(&args, quiet),

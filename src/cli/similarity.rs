@@ -5,7 +5,7 @@ mod checks;
 mod curves;
 pub(super) mod figures;
 mod follow;
-mod identity;
+pub(super) mod identity;
 pub(super) mod pages;
 mod run;
 mod split;

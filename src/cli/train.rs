@@ -2,6 +2,7 @@
 
 mod dashboard;
 mod dry_run;
+mod task;
 mod watch;
 
 use super::remedies::RemedyArgs;
@@ -19,9 +20,10 @@ use crate::model::{LoadedModel, ModelError, Positions, Processor};
 use crate::peft::{Arm, Biases, LearnedBy, Peft, Policy, load_adapter};
 use crate::persist;
 use crate::profile;
+use crate::tasks::CLASSES_FILE;
 use crate::train::{
     BaseDtypeName, DtypeName, LambdaSchedule, MethodName, Objective, Outcome, ProbeSet, RunFiles, Schedule, Subject,
-    TensorBoard, TrainConfig, TrainData, Trainer,
+    TensorBoard, TrainConfig, TrainData, Trainer, preset,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Device;
@@ -48,8 +50,22 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<String>,
+    /// The settings of one of SIBO's released scripts, such as sibo/llama-7b/lora-math; --config and other options win over
+    /// them.
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preset: Option<String>,
+    /// Train on a task's own training data, which --data holds: arithmetic, commonsense, a set such as boolq or glue/cola,
+    /// or your own .toml (docs/tasks.md). Test items that they hold too are counted.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["label_field", "field"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
+    /// Leave records of --task out that are test items of a set in --data; without it they are counted and told.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    drop_overlap: bool,
     /// Training data: JSON, JSON lines (instruction/input/output, question/answer, messages, text) or plain text; for a
-    /// model that reads images a folder that holds a folder of .jpg and .png for each class.
+    /// model that reads images a folder that holds a folder of .jpg and .png for each class; with --task the folder that holds the task's file, or that file.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<PathBuf>,
@@ -313,6 +329,15 @@ impl TrainArgs {
             table.remove("steps");
         }
         table.extend(given.clone());
+        if let Some(name) = table.remove("preset") {
+            let mut filled = preset(name.as_str().context("preset: must be a name")?)?;
+            if table.contains_key("epochs") || table.contains_key("steps") {
+                filled.remove("epochs");
+            }
+            for (key, value) in filled {
+                table.entry(key).or_insert(value);
+            }
+        }
         refuse_unread(&given, &table)?;
         for key in ["model", "data", "out"] {
             ensure!(table.contains_key(key), "--{key} is missing; give it on the command line or in --config");
@@ -376,7 +401,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     device::check(precision, &place)?;
     let mut model = open::model(&config.model, config.revision.as_deref(), precision, &place)?;
     model.refuse_partial()?;
-    let labelled = labelled(&config, &mut model, &place)?;
+    let given = task::read(&config)?;
+    let labelled = match &given {
+        Some(given) => given.labelled(&config, &mut model, &place)?,
+        None => labelled(&config, &mut model, &place)?,
+    };
     let positions = &model.transformer.architecture().positions;
     ensure!(
         config.method != MethodName::Full || !matches!(positions, Positions::Buckets { .. }),
@@ -392,15 +421,24 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     model.transformer.head().with_context(|| format!("--model {}", config.model))?;
     let objective = match &labelled {
         None => objective::of(&model, config.mask_share, config.seed)?,
-        Some(_) => Objective::Classes { last: model.transformer.architecture().causal },
+        Some(labelled) => {
+            let last = model.transformer.architecture().causal;
+            match labelled.examples.iter().any(|example| example.score.is_some()) {
+                true => Objective::Scores { last },
+                false => Objective::Classes { last },
+            }
+        }
     };
     let classes = labelled.as_ref().map(|labelled| labelled.classes.clone());
     if !args.dry_run {
         prepare_folder(&config.out)?;
     }
     let hashes = model.hashes()?;
-    let data_hash = texts::sha256(&config.data)?;
-    let (data, mut notes) = prepare_data(&config, &model, labelled)?;
+    let data_hash = match &given {
+        Some(given) => given.sha256()?,
+        None => texts::sha256(&config.data)?,
+    };
+    let (data, mut notes) = prepare_data(&config, &model, labelled, given.as_ref())?;
     let fresh: Vec<&str> = model.transformer.fresh_head().iter().map(String::as_str).collect();
     if !fresh.is_empty() {
         notes.push(format!(
@@ -447,8 +485,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
         .set("base_dtype", precision.base_name())
         .set("trained_dtype", precision.trained().as_str())
         .set("status", "running");
-    if let Some(classes) = classes {
-        manifest.set("classes", classes);
+    if let Some(classes) = &classes {
+        manifest.set("classes", json!(classes));
+    }
+    if let Some(given) = &given {
+        manifest.set("task", given.described());
     }
     if let Some(peft) = subject.peft() {
         let modules: Vec<_> = peft.plan().modules.iter().map(|m| json!([m.path, m.residual.to_string()])).collect();
@@ -469,6 +510,11 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     }
     for (name, bytes) in &companions {
         persist::write_file(&files.result(&subject).join(name), bytes)?;
+    }
+    if let Some(classes) = &classes {
+        // Whoever uses the head elsewhere must know what its outputs stand for.
+        let text = format!("{:#}\n", json!(classes));
+        persist::write_file(&files.result(&subject).join(CLASSES_FILE), text.as_bytes())?;
     }
     if args.profile {
         manifest.set("profile", profile_report::report()?);
@@ -533,18 +579,21 @@ fn prepare_data(
     config: &TrainConfig,
     model: &LoadedModel,
     labelled: Option<Labelled>,
+    given: Option<&task::TaskData>,
 ) -> Result<(TrainData, Vec<String>)> {
     let context = model.transformer.architecture().max_positions;
     let options = EncodingOptions { cutoff: config.cutoff.min(context), loss_on: config.loss_on };
     let (examples, report) = match labelled {
         Some(labelled) => (labelled.examples, EncodingReport::default()),
         None => {
-            let records = read_records(&config.data)?;
-            let template = Template::parse(&config.template)?;
+            let (records, template) = match given {
+                Some(given) => given.records(config)?,
+                None => (read_records(&config.data)?, Template::parse(&config.template)?),
+            };
             encode_records(&records, &template, model.tokenizer()?, options, &config.data)?
         }
     };
-    let mut notes = Vec::new();
+    let mut notes = given.map(task::TaskData::notes).unwrap_or_default();
     if config.cutoff > context && model.transformer.architecture().patches.is_none() {
         notes.push(format!("--cutoff {} is longer than the model's context: cut at {context}", config.cutoff));
     }

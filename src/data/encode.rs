@@ -48,6 +48,8 @@ pub struct Example {
     pub types: Vec<u32>,
     /// The text's class, where texts are classified.
     pub class: Option<u32>,
+    /// The text's score, where scores are learned.
+    pub score: Option<f32>,
     /// The image, where it is one.
     pub image: Option<Image>,
 }

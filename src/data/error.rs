@@ -100,6 +100,24 @@ pub enum DataError {
         /// What the reader said.
         reason: String,
     },
+    /// A Parquet file that cannot be read, or holds what no row of data does.
+    #[error("{reason}")]
+    Parquet {
+        /// File, place and remedy.
+        reason: String,
+    },
+    /// A tab-separated file that has neither a header line nor the columns that one without has.
+    #[error("{path}:1: has {found} fields and no header line; a file without one has {wanted}: {columns}")]
+    NoHeader {
+        /// The file.
+        path: String,
+        /// The fields of its first line.
+        found: usize,
+        /// The columns that are known.
+        wanted: usize,
+        /// Their names.
+        columns: String,
+    },
     /// A record whose keys say nothing that we know.
     #[error(
         "{place}: no known record in the keys {found}; wanted are instruction and output (input if any), question \

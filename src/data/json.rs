@@ -7,7 +7,7 @@ use std::iter::Peekable;
 use std::path::Path;
 
 /// A JSON object as it stands in a file.
-pub(super) type Object = Map<String, Value>;
+pub type Object = Map<String, Value>;
 
 /// The objects of a `.json` or `.jsonl` file with their places; which of the two it is, its content says.
 #[derive(Debug)]

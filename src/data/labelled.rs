@@ -76,6 +76,7 @@ fn labelled(rows: Vec<(Encoded, String)>) -> Result<Labelled, usize> {
         types: encoded.types,
         image: encoded.image,
         class: classes.iter().position(|known| *known == class).map(|index| index as u32),
+        score: None,
         ids: encoded.ids,
     };
     let examples = rows.into_iter().map(example).collect();

@@ -14,8 +14,11 @@ mod image_processor;
 mod json;
 mod labelled;
 mod lines;
+#[cfg(feature = "cli")]
+mod parquet;
 mod records;
 mod resize;
+mod rows;
 mod span;
 mod table;
 mod template;
@@ -30,6 +33,7 @@ pub use image_folder::{ImageFile, image_files};
 pub use image_processor::{ImageProcessor, PREPROCESSOR};
 pub use labelled::{Labelled, read_labelled, read_labelled_images};
 pub use records::{Message, Record, read_records};
+pub use rows::{Row, read_rows};
 pub use span::{Span, clip};
 pub use template::{FileTemplate, Phase, Rendered, Template};
 pub use texts::{Content, ProbeText, TextOptions, TextSource};
@@ -78,4 +82,4 @@ pub trait Tokenize: Sync {
 }
 
 #[cfg(test)]
-mod toy;
+pub(crate) mod toy;

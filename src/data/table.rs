@@ -26,6 +26,31 @@ impl TableRows {
         Self::open(path, csv::ReaderBuilder::new().delimiter(b'\t').quoting(false))
     }
 
+    /// A `.tsv` file whose first line is a header if it holds one of the names `columns`, else a row of these columns; without
+    /// names a header.
+    pub(super) fn tsv_with(path: &Path, columns: &[String]) -> Result<Self, DataError> {
+        if columns.is_empty() {
+            return Self::tsv(path);
+        }
+        let mut builder = csv::ReaderBuilder::new();
+        let named = Self::tsv(path)?;
+        let found = named.columns.len();
+        if named.columns.iter().any(|column| columns.iter().any(|known| known == column)) {
+            return Ok(named);
+        }
+        if found != columns.len() {
+            let (path, columns) = (path.display().to_string(), columns.join(", "));
+            return Err(DataError::NoHeader { path, found, wanted: columns.split(", ").count(), columns });
+        }
+        let file = File::open(path).map_err(|source| DataError::Read { path: path.display().to_string(), source })?;
+        let reader = builder.delimiter(b'\t').quoting(false).has_headers(false).from_reader(file);
+        Ok(Self {
+            path: path.to_owned(),
+            reader: Box::new(reader),
+            columns: columns.iter().map(String::as_str).collect(),
+        })
+    }
+
     fn open(path: &Path, builder: &csv::ReaderBuilder) -> Result<Self, DataError> {
         let unreadable = |source| DataError::Read { path: path.display().to_string(), source };
         let mut reader = builder.from_reader(File::open(path).map_err(unreadable)?);

@@ -7,10 +7,10 @@ use std::sync::Mutex;
 
 /// A tokenizer of words: ids from 10 in order of first sight, BOS 1 in front, EOS 2; `<…>` words are special.
 #[derive(Default)]
-pub(super) struct Words {
-    pub(super) template: Option<String>,
-    pub(super) no_specials: bool,
-    pub(super) seen: Mutex<HashMap<String, u32>>,
+pub(crate) struct Words {
+    pub(crate) template: Option<String>,
+    pub(crate) no_specials: bool,
+    pub(crate) seen: Mutex<HashMap<String, u32>>,
 }
 
 impl Tokenize for Words {
@@ -58,10 +58,10 @@ impl Tokenize for Words {
 }
 
 /// A real tokenizer; BOS and EOS by their ids.
-pub(super) struct Real {
-    pub(super) tokenizer: tokenizers::Tokenizer,
-    pub(super) bos: Option<u32>,
-    pub(super) eos: Option<u32>,
+pub(crate) struct Real {
+    pub(crate) tokenizer: tokenizers::Tokenizer,
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Option<u32>,
 }
 
 impl Tokenize for Real {
@@ -97,12 +97,12 @@ impl Tokenize for Real {
     }
 }
 
-pub(super) fn instruction(instruction: &str, input: &str, output: &str) -> Record {
+pub(crate) fn instruction(instruction: &str, input: &str, output: &str) -> Record {
     Record::Instruction { instruction: instruction.into(), input: input.into(), output: output.into() }
 }
 
 /// The folder of real models and data, if it is there.
-pub(super) fn shared() -> Option<PathBuf> {
+pub(crate) fn shared() -> Option<PathBuf> {
     let folder = std::env::var_os("SMOOTH_PROBE_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
     let there = folder.join("data").is_dir();
     if !there {

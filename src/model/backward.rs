@@ -11,6 +11,27 @@ use crate::remedies::cosine_penalty;
 use candle_core::Tensor;
 use std::time::Instant;
 
+/// What the rows of a batch are to predict.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Wanted<'a> {
+    /// A token or a class by its id, `[tokens]`; the loss is the cross-entropy.
+    Ids(&'a [u32]),
+    /// A score, `[tokens]`; the loss is the squared error of a head of one output.
+    Scores(&'a [f32]),
+}
+
+impl<'a> From<&'a [u32]> for Wanted<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self::Ids(ids)
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Wanted<'a> {
+    fn from(ids: &'a Vec<u32>) -> Self {
+        Self::Ids(ids)
+    }
+}
+
 /// How gradients are computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backward {
@@ -41,22 +62,22 @@ enum Kept {
 }
 
 impl Transformer {
-    /// The weighted sum of the next-token losses as in [`Self::loss_sum`]; adds the gradients of `scale` times that
+    /// The weighted sum of the rows' losses, of ids as in [`Self::loss_sum`]; adds the gradients of `scale` times that
     /// loss with respect to every tracked tensor to `gradients`.
     ///
     /// Memory is freed as the backward pass proceeds, and nothing is computed below the lowest tracked tensor.
     ///
     /// # Errors
     /// As [`Self::loss_sum`].
-    pub fn loss_gradients(
+    pub fn loss_gradients<'w>(
         &self,
         batch: &Packed,
-        (targets, weights): (&[u32], &[f32]),
+        (wanted, weights): (impl Into<Wanted<'w>>, &[f32]),
         pass: &Pass<'_>,
         how: Backward,
         gradients: &mut Gradients,
     ) -> Result<Losses, ModelError> {
-        let started = Instant::now();
+        let (started, wanted) = (Instant::now(), wanted.into());
         let head = self.head()?;
         let leading = self.leading(pass)?;
         let count = leading.as_ref().map_or(Ok(0), |rows| rows.dim(0))?;
@@ -117,8 +138,10 @@ impl Transformer {
         profile::settle(self.device())?;
         profile::add(Phase::Forward, started);
         profile::timed(Phase::Backward, || {
-            let (loss, [d_states, d_weight, d_bias]) =
-                kernels::cross_entropy_gradients(&states, head, targets, weights, how.scale)?;
+            let (loss, [d_states, d_weight, d_bias]) = match wanted {
+                Wanted::Ids(targets) => kernels::cross_entropy_gradients(&states, head, targets, weights, how.scale)?,
+                Wanted::Scores(scores) => kernels::squared_error_gradients(&states, head, scores, weights, how.scale)?,
+            };
             if let Some(gradient) = d_weight {
                 gradients.add(head.weight.id(), gradient)?;
             }

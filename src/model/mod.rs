@@ -33,7 +33,7 @@ mod weights_pickle;
 mod weights_values;
 
 pub use architecture::{Architecture, H0Kind, Head, Positions, Role};
-pub use backward::{Backward, Losses};
+pub use backward::{Backward, Losses, Wanted};
 pub(crate) use embeddings::Embedded;
 pub use families::{ConfigError, PARTIAL};
 pub use initialise::{Initialisation, RandomWeights};

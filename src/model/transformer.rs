@@ -270,6 +270,21 @@ impl Transformer {
         Ok(kernels::token_losses_and_hits(&states, head, targets)?)
     }
 
+    /// What the head makes of each of the last states, `[rows][outputs]`, without gradients: for heads of few outputs.
+    ///
+    /// # Errors
+    /// The model has no head.
+    pub fn head_outputs(&self, states: &Tensor) -> Result<Vec<Vec<f64>>, ModelError> {
+        let head = self.head()?;
+        let outputs = kernels::forget(|| -> Result<Tensor, ModelError> {
+            let states = self.head_states(states)?;
+            let dtype = states.dtype();
+            let bias = head.bias.map(|bias| bias.detach().to_dtype(dtype)).transpose()?;
+            Ok(kernels::linear(&states, &head.weight.detach().to_dtype(dtype)?, bias.as_ref())?)
+        })?;
+        Ok(outputs.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2()?)
+    }
+
     /// Makes every weight trainable, in the type of [`Precision::trained`], and returns the variables by Hugging Face's
     /// names.
     ///

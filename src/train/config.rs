@@ -126,6 +126,12 @@ pub struct TrainConfig {
     /// Share of the tokens that an encoder is to predict; unset: 0.15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_share: Option<f64>,
+    /// The task, or group of tasks, whose training data `data` holds; unset: `data` is a file of records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Leave training records out that are test items of a task in `data`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drop_overlap: bool,
     /// The field that names each text's class; unset: tokens are learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_field: Option<String>,
@@ -205,6 +211,8 @@ impl Default for TrainConfig {
             patience: 0,
             loss_on: LossOn::All,
             mask_share: None,
+            task: None,
+            drop_overlap: false,
             label_field: None,
             field: None,
             template: "alpaca".to_owned(),
@@ -406,6 +414,12 @@ impl TrainConfig {
         }
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return fail("max-grad-norm", self.max_grad_norm.to_string(), "a number of at least 0 (0 = off)");
+        }
+        if self.drop_overlap && self.task.is_none() {
+            return fail("drop-overlap", "set".to_owned(), "left out: it is for task");
+        }
+        if let Some(field) = self.label_field.as_ref().filter(|_| self.task.is_some()) {
+            return fail("label-field", field.clone(), "left out: the task says it");
         }
         if self.label_field.is_none() && self.field.is_some() {
             return fail("field", self.field.clone().unwrap_or_default(), "left out: it is for label-field");

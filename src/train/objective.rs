@@ -2,7 +2,7 @@
 
 use super::TrainError;
 use crate::data::{Example, Packed, targets_and_weights};
-use crate::model::Transformer;
+use crate::model::{Transformer, Wanted};
 use crate::random::stream;
 use rand::Rng;
 
@@ -17,6 +17,11 @@ pub enum Objective {
     /// The class of each text, by its first token or its last.
     Classes {
         /// Whether the last token answers, as in decoders.
+        last: bool,
+    },
+    /// The score of each text, by its first token or its last: the squared error of a head of one output.
+    Scores {
+        /// Whether the last token answers.
         last: bool,
     },
 }
@@ -44,6 +49,16 @@ pub struct Prepared {
     pub targets: Vec<u32>,
     /// 1 where the row counts, else 0, `[tokens]`.
     pub weights: Vec<f32>,
+    /// The score that each row is to have, `[tokens]`; empty where it is not scores that are learned.
+    pub scores: Vec<f32>,
+}
+
+impl Prepared {
+    /// What the rows are to predict.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted<'_> {
+        if self.scores.is_empty() { Wanted::Ids(&self.targets) } else { Wanted::Scores(&self.scores) }
+    }
 }
 
 /// When examples are read, which decides what is hidden.
@@ -77,20 +92,23 @@ impl Objective {
             Self::NextToken => {
                 let sequences: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
                 let (targets, weights) = targets_and_weights(examples);
-                Prepared { batch: Packed::from_sequences(&sequences), targets, weights }
+                Prepared { batch: Packed::from_sequences(&sequences), targets, weights, scores: Vec::new() }
             }
-            Self::Classes { last } => {
+            Self::Classes { last } | Self::Scores { last } => {
                 let batch = Packed::pack(examples.iter().map(|example| example.sequence()));
                 let (mut targets, mut weights) = (vec![0; batch.ids.len()], vec![0.0; batch.ids.len()]);
+                let mut scores = if matches!(self, Self::Scores { .. }) { weights.clone() } else { Vec::new() };
                 for (index, example) in examples.iter().enumerate() {
                     let rows = batch.rows(index);
                     let row = if *last { rows.end.saturating_sub(1) } else { rows.start };
-                    let places = targets.get_mut(row).zip(weights.get_mut(row));
-                    if let (Some(class), Some((target, weight)), false) = (example.class, places, rows.is_empty()) {
-                        (*target, *weight) = (class, 1.0);
+                    let Some(weight) = weights.get_mut(row).filter(|_| !rows.is_empty()) else { continue };
+                    match (example.class, example.score, targets.get_mut(row), scores.get_mut(row)) {
+                        (_, Some(score), _, Some(place)) => (*place, *weight) = (score, 1.0),
+                        (Some(class), _, Some(target), None) => (*target, *weight) = (class, 1.0),
+                        _ => {}
                     }
                 }
-                Prepared { batch, targets, weights }
+                Prepared { batch, targets, weights, scores }
             }
             Self::MaskedTokens(masking) => {
                 let hidden = (first..).zip(examples).map(|(index, example)| masking.hide(example, occasion, index));
@@ -98,6 +116,7 @@ impl Objective {
                 Prepared {
                     batch: Packed::from_sequences(&read),
                     targets: examples.iter().flat_map(|example| example.ids.iter().copied()).collect(),
+                    scores: Vec::new(),
                     weights: chosen.into_iter().flatten().map(|chosen| if chosen { 1.0 } else { 0.0 }).collect(),
                 }
             }

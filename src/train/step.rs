@@ -58,9 +58,10 @@ pub fn gradients(
         checkpointing: subject.is_checkpointing(),
         penalty: gamma / texts,
     };
-    for (index, Prepared { batch, targets: ids, weights }) in prepared.iter().enumerate() {
+    for (index, one) in prepared.iter().enumerate() {
+        let (Prepared { batch, weights, .. }, wanted) = (one, one.wanted());
         let key = dropout.map(|(seed, step)| DropoutKey { seed, step, micro_batch: index as u64 });
-        let found = subject.model().loss_gradients(batch, (ids, weights), &subject.pass(key), how, &mut sums)?;
+        let found = subject.model().loss_gradients(batch, (wanted, weights), &subject.pass(key), how, &mut sums)?;
         (total, penalty) = (total + found.loss, penalty + found.penalty);
         tokens += batch.ids.len();
     }
@@ -111,7 +112,8 @@ pub fn train_step(
     Ok(report)
 }
 
-/// Mean loss in nats over the target tokens of `examples`, and the share of them predicted exactly.
+/// Mean loss over the targets of `examples`, in nats or squared units of a score, and the share of them predicted exactly;
+/// of scores within half a unit.
 ///
 /// # Errors
 /// The model cannot be run.
@@ -157,7 +159,7 @@ pub fn evaluate_examples(
     let (mut loss, mut hits, mut count) = (0.0, 0usize, 0usize);
     let mut each = Vec::with_capacity(examples.len());
     for group in examples.chunks(batch_size.max(1)) {
-        let Prepared { batch, targets, weights } = objective.prepare(group, Occasion::Evaluation, each.len());
+        let Prepared { batch, targets, weights, scores } = objective.prepare(group, Occasion::Evaluation, each.len());
         // Weights under training are tracked; what is only evaluated builds no graph.
         let states = kernels::forget(|| model.hidden_states(&batch, &pass, &mut Silent))?.detach();
         let rows: Vec<u32> = (0u32..).zip(&weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
@@ -172,7 +174,17 @@ pub fn evaluate_examples(
             continue;
         }
         let states = states.index_select(&Tensor::new(rows, states.device())?, 0)?;
-        let (losses, right) = model.token_losses_and_hits(&states, &wanted)?;
+        let (losses, right) = match scores.is_empty() {
+            true => model.token_losses_and_hits(&states, &wanted)?,
+            false => {
+                let wanted = scores.iter().zip(&weights).filter(|(_, w)| **w > 0.0).map(|(s, _)| f64::from(*s));
+                let errors = model.head_outputs(&states)?.into_iter().zip(wanted);
+                errors
+                    .map(|(output, score)| output.first().map_or(f64::NAN, |output| output - score))
+                    .map(|error| (error * error, error.abs() <= 0.5))
+                    .unzip()
+            }
+        };
         loss += losses.iter().sum::<f64>();
         let mut left = losses.as_slice();
         for example in each.iter_mut().skip(first) {

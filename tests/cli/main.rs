@@ -12,6 +12,7 @@ mod bad_model;
 mod doctor;
 mod dose;
 mod encoder;
+mod evaluate;
 mod full_disk;
 mod generate;
 mod images;

@@ -19,7 +19,7 @@ pub(super) fn describe(identity: &Value, found: &Scan) -> Value {
 }
 
 /// What hidden states of a run depend on, without its name and where its files lie.
-pub(super) fn made_from(identity: &Value, dtype: &str) -> Value {
+pub(in crate::cli) fn made_from(identity: &Value, dtype: &str) -> Value {
     let adapter = &identity["adapter"];
     json!({
         "model_sha256": identity["model_sha256"],
@@ -31,7 +31,7 @@ pub(super) fn made_from(identity: &Value, dtype: &str) -> Value {
 }
 
 /// What a run is, with the hashes of its files.
-pub(super) fn identity(spec: &RunSpec, model: &LoadedModel) -> Result<Value> {
+pub(in crate::cli) fn identity(spec: &RunSpec, model: &LoadedModel) -> Result<Value> {
     let adapter = match &spec.adapter {
         Some(folder) => {
             let sha = |name: &str| {

@@ -2,7 +2,8 @@
 //! grouped heads, ids and targets that repeat.
 
 use super::super::{
-    self as kernels, Activation, AttentionShape, DisentangledShape, FrozenWeight, Pairing, RelativeBias, Residual,
+    self as kernels, Activation, AttentionShape, DisentangledShape, FrozenWeight, HeadWeights, Pairing, RelativeBias,
+    Residual,
 };
 use super::case::{Backward, Case, Input, draws};
 use super::formulas::{self, both, each};
@@ -50,6 +51,7 @@ pub(super) fn all() -> Vec<Case> {
     all.extend(tables());
     all.extend([attention(true), attention(false), bent_attention(), disentangled_attention()]);
     all.extend(losses());
+    all.push(squared_error());
     all
 }
 
@@ -511,6 +513,32 @@ fn disentangled_attention() -> Case {
     case(("disentangled_attention", ""), inputs, 768.0, run, |all| {
         formulas::disentangled_attention(values(all), (HEADS, HEAD_DIM), SCALE, &PLACES, &OFFSETS)
     })
+}
+
+fn squared_error() -> Case {
+    const SCORES: [f32; 4] = [1.5, 0.0, -2.25, 0.5];
+    let inputs = [input(&[4, HIDDEN], 1), input(&[1, HIDDEN], 2), input(&[1], 3)];
+    let made = |[hidden, weight, bias]: [&Tensor; 3], factor: f64| {
+        let head = HeadWeights { weight, bias: Some(bias), soft_cap: None };
+        kernels::squared_error_gradients(hidden, head, &SCORES, &TOKEN_WEIGHTS, factor)
+    };
+    let weighed: fn(&[&[f64]]) -> Vec<f64> = |all| {
+        let [hidden, weight, bias] = values(all);
+        let output = |row: &[f64]| row.iter().zip(weight).map(|(x, w)| x * w).sum::<f64>() + bias.iter().sum::<f64>();
+        let error = |(row, score): (&[f64], f32)| (output(row) - f64::from(score)).powi(2);
+        let errors = hidden.chunks(HIDDEN).zip(SCORES).map(error);
+        vec![errors.zip(TOKEN_WEIGHTS).map(|(error, weight)| error * f64::from(weight)).sum()]
+    };
+    // An output of 7 products and a bias is up to 64 units off, its square twice that times the output.
+    let whole = case(
+        ("squared_error_gradients", ""),
+        inputs,
+        1024.0,
+        move |all| Tensor::new(&[made(all, 1.0)?.0], &Device::Cpu),
+        weighed,
+    );
+    let own = Backward::Own(Box::new(move |tensors, factor| Ok(made(arguments(tensors)?, factor)?.1.into())));
+    Case { backward: own, ..whole }
 }
 
 fn losses() -> Vec<Case> {

@@ -7,8 +7,9 @@ use crate::analysis::manifest::read_manifest;
 use crate::analysis::results::file_names;
 use crate::analysis::verify::Verification;
 use crate::persist::{self, PersistError};
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,27 +26,78 @@ pub(super) struct ReportArgs {
     /// own values, draw the views again and compare; list what differs. Exit code 1 if anything does.
     #[arg(long)]
     verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &ReportArgs, quiet: bool) -> Result<()> {
     let (manifest, verb) = read_manifest(&args.folder)?;
     let folder = args.folder.as_path();
-    match (verb.as_str(), args.verify) {
-        ("similarity", false) => similarity::redraw(folder, manifest)?,
-        ("train", false) => training::redraw(folder, &manifest)?,
-        ("similarity", true) => return conclude(&similarity::verify(folder, &manifest)?, quiet),
-        ("train", true) => return conclude(&training::verify(folder, &manifest)?, quiet),
+    let found = match (verb.as_str(), args.verify) {
+        ("similarity", true) => Some(similarity::verify(folder, &manifest)?),
+        ("train", true) => Some(training::verify(folder, &manifest)?),
+        ("similarity", false) => {
+            similarity::redraw(folder, manifest)?;
+            None
+        }
+        ("train", false) => {
+            training::redraw(folder, &manifest)?;
+            None
+        }
         (other, _) => bail!(
             "{}: was written by `{other}`; report draws the runs of `similarity` and `train`",
             folder.join("manifest.json").display()
         ),
+    };
+    let page = folder.join("report.html");
+    if args.json {
+        say!("{:#}", described(&page, &verb, found.as_ref()));
     }
-    say!("{}", folder.join("report.html").display());
+    match &found {
+        Some(found) => conclude(found, args.json, quiet),
+        None => {
+            if !args.json {
+                say!("{}", page.display());
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What was drawn or verified, for machines: `docs/json.md`.
+fn described(page: &Path, verb: &str, found: Option<&Verification>) -> Value {
+    let verification = found.map(|found| {
+        json!({
+            "numbers": found.numbers,
+            "hashed": found.hashed,
+            "redrawn": found.redrawn,
+            "differences": found.differences,
+            "unchecked": found.unchecked,
+        })
+    });
+    json!({"page": page.display().to_string(), "verb": verb, "verification": verification})
+}
+
+/// Lists what was found, unless it was printed as JSON; any difference is a failure.
+fn conclude(found: &Verification, json: bool, quiet: bool) -> Result<()> {
+    if !json {
+        list(found, quiet);
+    }
+    let (numbers, hashed, redrawn) = (found.numbers, found.hashed, found.redrawn);
+    let what = format!("{numbers} numbers computed again, {hashed} files hashed, {redrawn} views drawn again");
+    let count = found.differences.len();
+    ensure!(
+        count == 0,
+        "{count} differences ({what}); `report` without --verify draws the views anew, tables it never changes"
+    );
+    if !json {
+        say!("verified: {what}; no difference");
+    }
     Ok(())
 }
 
-/// Lists what was found; any difference is a failure.
-fn conclude(found: &Verification, quiet: bool) -> Result<()> {
+fn list(found: &Verification, quiet: bool) {
     for line in found.differences.iter().take(MOST_LISTED) {
         say!("{line}");
     }
@@ -56,15 +108,6 @@ fn conclude(found: &Verification, quiet: bool) -> Result<()> {
     for line in found.unchecked.iter().filter(|_| !quiet) {
         note!("not checked: {line}");
     }
-    let (numbers, hashed, redrawn) = (found.numbers, found.hashed, found.redrawn);
-    let what = format!("{numbers} numbers computed again, {hashed} files hashed, {redrawn} views drawn again");
-    match found.differences.len() {
-        0 => say!("verified: {what}; no difference"),
-        count => bail!(
-            "{count} differences ({what}); `report` without --verify draws the views anew, tables it never changes"
-        ),
-    }
-    Ok(())
 }
 
 /// Moves every file of `drawn` into `folder`, and answers their names.

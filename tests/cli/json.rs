@@ -107,6 +107,12 @@ fn of_each_verb_the_documented_keys() {
         assert!(Path::new(&path("curves")).join(file.as_str().unwrap()).exists(), "{file}");
     }
 
+    let value = document("report", &format!("report {}", path("curves")));
+    assert_eq!((&value["page"], &value["verification"]), (&path("curves/report.html").into(), &Value::Null));
+    let value = document("report", &format!("report {} --verify", path("curves")));
+    assert_eq!(value["verification"]["differences"], serde_json::json!([]));
+    assert_keys(&value["verification"], "verification");
+
     let dosed = format!("dose --model {model} --adapter {adapter} --texts {data} --field output --lambda 0:1:0.5");
     let value = document("dose", &format!("{dosed} --residual h0,none --out {}", path("dose")));
     let points = value["points"].as_array().unwrap();

@@ -10,6 +10,7 @@ macro_rules! note {
     ($($part:tt)*) => { $crate::cli::print_note(&format!($($part)*)) };
 }
 
+mod compare;
 mod device;
 mod doctor;
 mod dose;
@@ -72,6 +73,8 @@ enum Verb {
     Export(export::ExportArgs),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
+    /// Asks whether the initial residual helps on your own data, within a budget.
+    Compare(compare::CompareArgs),
     /// Run studies: arms tuned and measured on the embedded model in paired seeds, with computed verdicts.
     Reproduce(reproduce::ReproduceArgs),
     /// Run a study cell by cell, on a cluster: plan, run one, status, job files.
@@ -99,6 +102,7 @@ impl Cli {
             Verb::Merge(args) => merge::run(&args, quiet),
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
+            Verb::Compare(args) => compare::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
             Verb::Sweep(args) => sweep::run(&args, quiet),
             Verb::Doctor(args) => doctor::run(&args),

@@ -205,8 +205,9 @@ mod tests {
     fn point(arm: Arm, lambda: f64, shift: f64) -> (DosePoint, Measured) {
         let by_text: Vec<Option<f64>> =
             (0..12).map(|i| (i != 3).then(|| f64::from(i).sin() / 9.0 + shift * f64::from(i % 4))).collect();
-        let losses =
-            (0..9).map(|i| ExampleLoss { sum: f64::from(i) * (2.0 + shift), targets: i as usize % 3 }).collect();
+        let losses = (0..9)
+            .map(|i| ExampleLoss { sum: f64::from(i) * (2.0 + shift), targets: i as usize % 3, hits: 0 })
+            .collect();
         let layer = |layer| LayerValues {
             layer,
             similarity: None,

@@ -33,6 +33,8 @@ pub mod analysis;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
+pub mod compare;
+#[cfg(feature = "cli")]
 mod disk;
 #[cfg(feature = "cli")]
 pub mod doctor;

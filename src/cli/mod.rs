@@ -19,6 +19,7 @@ macro_rules! detail {
     };
 }
 
+mod compare;
 mod completions;
 mod device;
 mod doctor;
@@ -97,6 +98,8 @@ enum Verb {
     Export(export::ExportArgs),
     /// Make the embedded model anew from its recipe.
     Pretrain(pretrain::PretrainArgs),
+    /// Ask whether the initial residual helps on your own data, within a budget.
+    Compare(compare::CompareArgs),
     /// Run studies: arms tuned and measured on the embedded model in paired seeds, with computed verdicts.
     Reproduce(reproduce::ReproduceArgs),
     /// Draw the figures and pages of a run again from its tables alone, or verify every number that they show.
@@ -134,6 +137,7 @@ impl Cli {
             Verb::Merge(args) => merge::run(&args, quiet),
             Verb::Export(args) => export::run(&args, quiet),
             Verb::Pretrain(args) => pretrain::run(&args, quiet),
+            Verb::Compare(args) => compare::run(&args, quiet),
             Verb::Reproduce(args) => reproduce::run(&args, quiet),
             Verb::Report(args) => report::run(&args, quiet),
             Verb::Sweep(args) => sweep::run(&args, quiet),

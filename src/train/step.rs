@@ -129,6 +129,8 @@ pub struct ExampleLoss {
     pub sum: f64,
     /// Target tokens.
     pub targets: usize,
+    /// Those of them with the largest logit.
+    pub hits: usize,
 }
 
 /// What [`evaluate_examples`] gives.
@@ -169,7 +171,7 @@ pub fn evaluate_examples(
         };
         let own: Vec<usize> = (0..batch.sequences()).map(|index| counted(batch.rows(index))).collect();
         let first = each.len();
-        each.extend(own.into_iter().map(|targets| ExampleLoss { sum: 0.0, targets }));
+        each.extend(own.into_iter().map(|targets| ExampleLoss { sum: 0.0, targets, hits: 0 }));
         if rows.is_empty() {
             continue;
         }
@@ -186,10 +188,12 @@ pub fn evaluate_examples(
             }
         };
         loss += losses.iter().sum::<f64>();
-        let mut left = losses.as_slice();
+        let (mut left, mut right_left) = (losses.as_slice(), right.as_slice());
         for example in each.iter_mut().skip(first) {
             let (own, rest) = left.split_at_checked(example.targets).unwrap_or((left, &[]));
             (example.sum, left) = (own.iter().sum(), rest);
+            let (own, rest) = right_left.split_at_checked(example.targets).unwrap_or((right_left, &[]));
+            (example.hits, right_left) = (own.iter().filter(|&&hit| hit).count(), rest);
         }
         hits += right.iter().filter(|&&r| r).count();
         count += wanted.len();

@@ -194,7 +194,7 @@ impl TaskData {
         if !shared.is_empty() {
             let what = match self.dropped {
                 Some(count) => format!("; the {count} records are left out"),
-                None => "; their score tells nothing, --drop-overlap leaves them out".to_owned(),
+                None => "; on those a score says nothing, --drop-overlap leaves them out".to_owned(),
             };
             notes.push(format!("test items that the training data hold too: {}{what}", shared.join(", ")));
         }

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_model;
+mod compare;
 mod doctor;
 mod dose;
 mod encoder;

@@ -58,19 +58,31 @@ pub(super) fn run(args: &CompletionsArgs, quiet: bool) -> Result<()> {
         }
         return Ok(());
     };
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+    let script = script(shell);
     let Some(out) = &args.out else {
-        say!("{}", String::from_utf8_lossy(&script).trim_end());
+        say!("{}", script.trim_end());
         return Ok(());
     };
     persist::create_folder(out)?;
     let file = out.join(clap_complete::Generator::file_name(&shell, PROGRAM));
-    persist::write_file(&file, &script)?;
+    persist::write_file(&file, script.as_bytes())?;
     if !quiet {
         note!("wrote {}", file.display());
     }
     Ok(())
+}
+
+/// What a shell reads.
+fn script(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+    let script = String::from_utf8_lossy(&script);
+    // clap_complete 4.6 writes the hyphen of a program's name for bash in one way where it recognises a verb and in another
+    // where the verb's options stand: none of them would be completed.
+    match shell {
+        Shell::Bash => script.replace("smooth__subcmd__probe", "smooth__probe"),
+        _ => script.into_owned(),
+    }
 }
 
 /// A page for the program and one for each verb; answers how many.

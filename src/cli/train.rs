@@ -504,6 +504,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> Result<()> {
     if outcome.interrupted {
         manifest.set("status", "interrupted").set("outcome", describe(&outcome));
         manifest.write(&config.out)?;
+        watchers.finish().with_context(|| format!("the checkpoint in {} is whole", files.last().display()))?;
         let (out, step) = (config.out.display(), outcome.steps);
         let text = format!("{out}: asked to stop, after step {step}; the same command with --resume goes on");
         return Err(interrupt::Interrupted(text).into());

@@ -126,6 +126,8 @@ fn a_bad_study_is_refused_in_one_line() {
     };
     let ended = of(&STUDY.replace("rank = 2", "rank = 2\nrang = 3"));
     assert_one_line(&ended, &["mine.toml: training: unknown field `rang`"], "an unknown setting");
+    let ended = of(&STUDY.replace("rank = 2", "rank = 2\ntensorboard = \"events\""));
+    assert_one_line(&ended, &["tensorboard is no setting of a study: a cell writes no events"], "an unread setting");
     let ended = of(&STUDY.replace("[margins]", "[margin]"));
     assert_one_line(&ended, &["mine.toml:", "unknown field `margin`"], "an unknown table");
     let ended = of(&STUDY.replace("title =", "title"));

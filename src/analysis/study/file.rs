@@ -24,7 +24,7 @@ const COMPILED_IN: [(&str, &str); 6] = [
 ];
 
 /// Settings of `train` that a cell does not read: what they say, a study says elsewhere or not at all.
-const NOT_OF_A_STUDY: [(&str, &str); 18] = [
+const NOT_OF_A_STUDY: [(&str, &str); 19] = [
     ("model", "the study's `model` names it"),
     ("revision", "the embedded model has none"),
     ("data", "the study's `task` names it"),
@@ -34,7 +34,8 @@ const NOT_OF_A_STUDY: [(&str, &str); 18] = [
     ("seed", "the study's `seeds` say it"),
     ("val-size", "the task has its own validation items, see [measurement]"),
     ("probe-texts", "the task has its own, see [measurement]"),
-    ("save-every", "a cell writes no checkpoint"),
+    ("save-every", "a cell writes a checkpoint when it is asked to stop"),
+    ("tensorboard", "a cell writes no events"),
     ("cutoff", "the task's items are shorter"),
     ("template", "the task has its own"),
     ("label-field", "the task has no classes"),

@@ -68,14 +68,12 @@ fn part<T>(values: &[T], start: usize, length: usize) -> &[T] {
 }
 
 /// The products of `W` rows of the weight with every row of x, `[W, rows]`.
-fn side_by_side<'a, T: Element, const W: usize>(
+fn side_by_side<'a, T: Element + 'a, const W: usize>(
     weights: [&[T]; W],
     row: impl Fn(usize) -> &'a [T],
     rows: usize,
     out: &mut [T],
-) where
-    T: 'a,
-{
+) {
     let mut put = |first: usize, products: &[&[T]]| {
         for (out, products) in out.chunks_mut(rows).zip(products) {
             for (out, &product) in out.iter_mut().skip(first).zip(*products) {

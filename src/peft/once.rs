@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A tensor that is made of modules and one tensor of the base model. Kept by frozen modules, whose copies share it; made
 /// anew every time by those that are trained.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Once(Option<Arc<Mutex<Option<(TensorId, Tensor)>>>>);
+pub(super) struct Once(Option<Arc<Kept>>);
+
+/// The tensor of the base model that it was made of, and what was made.
+type Kept = Mutex<Option<(TensorId, Tensor)>>;
 
 impl Once {
     /// One that keeps what was made.

@@ -66,8 +66,10 @@ fn a_comparison_ends_in_one_line_and_goes_on_where_it_was() {
         assert_eq!((&used[1], &used[2]), (&chosen[0][1], &chosen[0][2]));
     }
     // The difference that the line states is that of the table.
-    let loss = |kind: &str| rows.iter().filter(|row| &row[0] == kind).map(|row| row[6].parse::<f64>().unwrap());
-    let mean = loss("sibo").zip(loss("none")).map(|(a, b)| a - b).sum::<f64>() / 2.0;
+    let loss = |kind: &str| -> Vec<f64> {
+        rows.iter().filter(|row| &row[0] == kind).map(|row| row[6].parse().unwrap()).collect()
+    };
+    let mean = loss("sibo").iter().zip(loss("none")).map(|(a, b)| a - b).sum::<f64>() / 2.0;
     let manifest = read_json(&out.join("manifest.json"));
     assert!((manifest["answer"]["difference"].as_f64().unwrap() - mean).abs() < 1e-12);
     assert!(line.contains(&format!("({mean:+.4} ")), "{line}");

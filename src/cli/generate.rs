@@ -32,13 +32,13 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// The CSV column or JSON key that holds the prompt.
-    #[arg(long, requires = "prompts")]
+    #[arg(long, conflicts_with = "prompt")]
     field: Option<String>,
     /// Prompts are instructions, or records of instructions or chats; render them so: alpaca, released, short, or a file.
     #[arg(long, conflicts_with = "field")]
     template: Option<String>,
     /// Only the first N prompts.
-    #[arg(long, value_name = "N", requires = "prompts")]
+    #[arg(long, value_name = "N", conflicts_with = "prompt")]
     limit: Option<usize>,
     /// New tokens at most.
     #[arg(long, value_name = "N", default_value_t = 256)]

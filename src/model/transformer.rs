@@ -216,6 +216,22 @@ impl Transformer {
         }
     }
 
+    /// The embedding table as blocks are given it: projected, where the family projects its rows, `[vocabulary, d]`.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub(crate) fn projected_embedding(&self) -> candle_core::Result<Option<Tensor>> {
+        let Embedder::Tokens(tables) = &self.embedder else { return Ok(None) };
+        match &tables.projection {
+            Some(Projection { weight, bias }) => {
+                let (rows, weight) = (tables.tokens.detach(), weight.detach());
+                let rows = rows.to_dtype(self.precision.compute)?;
+                kernels::linear(&rows, &weight, bias.as_ref().map(Tensor::detach).as_ref()).map(Some)
+            }
+            None => Ok(Some(tables.tokens.clone())),
+        }
+    }
+
     /// The linear of this role in a block (from 0), if it has one.
     #[must_use]
     pub(crate) fn linear(&self, layer: usize, role: Role) -> Option<&Linear> {

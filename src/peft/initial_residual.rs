@@ -154,9 +154,10 @@ fn shuffled_rows(batch: &Packed, seed: u64) -> Vec<u32> {
         .collect()
 }
 
-/// The fixed vector of the arm `random`: a seeded direction with the embedding table's mean row norm.
+/// The fixed vector of the arm `random`: a seeded direction with the mean norm of the embedding table's rows, where the model
+/// projects them of the projected ones.
 fn random_vector(model: &Transformer, seed: u64) -> Result<Tensor> {
-    let Some(table) = model.embedding() else { bail!("{}", PlanError::NoRows) };
+    let Some(table) = model.projected_embedding()? else { bail!("{}", PlanError::NoRows) };
     let table = table.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     let mean_norm = table.sqr()?.sum(D::Minus1)?.sqrt()?.mean_all()?.to_scalar::<f64>()?;
     let mut rng = stream(seed, &["random-residual"]);

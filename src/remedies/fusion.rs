@@ -54,7 +54,7 @@ impl Applied {
         for (state, own) in states.iter().zip(&self.fused) {
             let part = match (fusion, own.as_slice()) {
                 (Fusion::Concat, [(_, weight)]) => kernels::linear(state, weight, None)?,
-                (Fusion::Gate, [(_, gate), (_, bias)]) => kernels::token_gate(state, gate, bias)?,
+                (Fusion::Gate, [(_, gate), (_, bias)]) => kernels::row_gate(state, gate, bias)?,
                 _ => state.clone(),
             };
             sum = Some(match (sum, fusion) {

@@ -126,7 +126,7 @@ fn what_cannot_be_generated_is_said_in_one_line() {
         ("--prompt a --beams 2 --temperature 1", "cannot be used with"),
         ("--prompt a --length-penalty 2", "--beams"),
         ("--prompt a --early-stopping", "--beams"),
-        ("--prompt a --field text", "--prompts"),
+        ("--prompt a --field text", "cannot be used with"),
         ("", "--prompt"),
     ] {
         let ended = run(&format!("{base} {options}"));

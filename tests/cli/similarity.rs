@@ -104,7 +104,7 @@ fn the_folder_holds_every_table_and_figure() {
     assert!(fs::read_to_string(out.join("similarity.svg")).unwrap().contains("</svg>"));
     let manifest = read_json(&out.join("manifest.json"));
     assert_eq!((&manifest["verb"], &manifest["runs"][0]["texts_measured"]), (&"similarity".into(), &12.into()));
-    assert_eq!(fs::read_dir(&out).unwrap().count(), 7, "and nothing else");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 12, "and the pages with their summary, and nothing else");
 }
 
 #[test]

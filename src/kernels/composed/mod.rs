@@ -35,9 +35,9 @@ pub(super) mod remembered;
 mod rescale;
 mod rms_norm;
 mod rope;
+mod row_gate;
 mod stack;
 mod tanh;
-mod token_gate;
 mod visible_mean;
 
 pub(super) use cross_entropy::{gradients as cross_entropy_gradients, losses_and_hits};

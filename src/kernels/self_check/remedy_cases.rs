@@ -7,7 +7,7 @@ use super::formulas::{both, dot};
 use std::sync::Arc;
 
 pub(super) fn all() -> Vec<Case> {
-    vec![visible_mean(true), visible_mean(false), scaled_deviation(), maximum(), token_gate()]
+    vec![visible_mean(true), visible_mean(false), scaled_deviation(), maximum(), row_gate()]
 }
 
 /// The mean of the rows of `x` that each sees, `seen(row, start, end)`.
@@ -73,15 +73,15 @@ fn maximum() -> Case {
     case(("maximum", ""), [a, b], 0.0, |[a, b]| kernels::maximum(a, b), formula)
 }
 
-fn token_gate() -> Case {
+fn row_gate() -> Case {
     const IN: usize = 5;
     let (x, mut u, b) = (input(&[3, IN], 1), input(&[IN], 2), input(&[1], 3));
     u.values.iter_mut().for_each(|u| *u /= 8.0);
     case(
-        ("token_gate", ""),
+        ("row_gate", ""),
         [x, u, b],
         120.0,
-        |[x, u, b]| kernels::token_gate(x, u, b),
+        |[x, u, b]| kernels::row_gate(x, u, b),
         |all| {
             let [x, u, b] = values(all);
             let gate = |row: &[f64]| 1.0 / (1.0 + (-dot(row, u) - b.first().copied().unwrap_or_default()).exp());

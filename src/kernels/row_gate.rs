@@ -7,25 +7,25 @@ use super::element::{Element, Locked, by_dtype, matrix_dims, tensor, values};
 use super::tape::{self, Reads};
 use super::{mixed, parallel, vector};
 
-const NAME: &str = "token_gate";
+const NAME: &str = "row_gate";
 
 /// `sigmoid(x·u + b) · x`, row by row: `x` is `[n, k]`, `u` `[k]` and `b` `[1]`.
 ///
 /// # Errors
 /// If the shapes or element types do not fit, or the tensors are on different devices.
-pub fn token_gate(x: &Tensor, u: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub fn row_gate(x: &Tensor, u: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (_, width) = matrix_dims(NAME, "x", x)?;
     if u.dims() != [width] || b.dims() != [1] {
         bail!("{NAME}: u {:?} and b {:?} do not fit x {:?}", u.dims(), b.dims(), x.dims())
     }
     mixed::float(NAME, "u", u)?;
     mixed::float(NAME, "b", b)?;
-    tape::apply3(TokenGate, [&x.contiguous()?, &u.contiguous()?, &b.contiguous()?], Reads::arguments([true; 3]))
+    tape::apply3(RowGate, [&x.contiguous()?, &u.contiguous()?, &b.contiguous()?], Reads::arguments([true; 3]))
 }
 
-pub(super) struct TokenGate;
+pub(super) struct RowGate;
 
-impl TokenGate {
+impl RowGate {
     fn gate<T: Element>(row: &[T], u: &[T], b: &[T]) -> T {
         let score = vector::dot(row, u) + b.first().copied().unwrap_or_default();
         T::one() / (T::one() + (-score).exp())
@@ -80,7 +80,7 @@ impl TokenGate {
     }
 }
 
-impl CustomOp3 for TokenGate {
+impl CustomOp3 for RowGate {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn rows_are_weighed_by_their_own_gate() {
         let (x, u, b) = (check::normal(&[5, 6], 1), check::normal(&[6], 2), check::normal(&[1], 3));
-        let gated = |t: &[Tensor]| token_gate(&t[0], &t[1], &t[2]);
+        let gated = |t: &[Tensor]| row_gate(&t[0], &t[1], &t[2]);
         let (rows, us, b0) = (x.to_vec2::<f64>().unwrap(), check::flat(&u), check::flat(&b)[0]);
         let gate = |row: &[f64]| 1.0 / (1.0 + (-(row.iter().zip(&us).map(|(x, u)| x * u).sum::<f64>() + b0)).exp());
         let want: Vec<f64> =
@@ -133,6 +133,6 @@ mod tests {
             check::untracked(&[&x, &u, &b], Untracked(index), gated);
         }
         check::threads_agree(&[&x, &u, &b], gated);
-        assert!(token_gate(&x, &check::normal(&[5], 1), &b).is_err());
+        assert!(row_gate(&x, &check::normal(&[5], 1), &b).is_err());
     }
 }

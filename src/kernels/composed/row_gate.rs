@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::{Composed, wanted, widened};
-use crate::kernels::token_gate::TokenGate;
+use crate::kernels::row_gate::RowGate;
 
-impl TokenGate {
+impl RowGate {
     /// `sigmoid(x·u + b)`, `[n, 1]`, wide.
     fn gates(x: &Tensor, u: &Tensor, b: &Tensor) -> Result<Tensor> {
         let score = x.broadcast_mul(&u.to_dtype(x.dtype())?)?.sum_keepdim(1)?;
@@ -13,7 +13,7 @@ impl TokenGate {
     }
 }
 
-impl Composed<3> for TokenGate {
+impl Composed<3> for RowGate {
     fn forward(&self, [x, u, b]: [&Tensor; 3]) -> Result<Tensor> {
         let wide = widened(x)?;
         wide.broadcast_mul(&Self::gates(&wide, u, b)?)?.to_dtype(x.dtype())

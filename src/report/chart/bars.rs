@@ -164,11 +164,17 @@ impl BarChart {
         if self.groups.len() > 1 { bars.max(words - 0.6 * slot) } else { bars }
     }
 
-    /// Decimals with which every value fits above its bar; `None` if it does with none.
+    /// Decimals with which every value fits above its bar and none that is not zero is written as zero; `None` if there are
+    /// no such.
     fn fitting_decimals(&self, slot: f64) -> Option<usize> {
         let values = || self.groups.iter().flat_map(|group| &group.bars).filter_map(|bar| bar.value);
-        let fits =
-            |decimals: usize| values().all(|value| text_width(&format!("{value:.decimals$}"), LABEL) + 0.5 <= slot);
+        let fits = |decimals: usize| {
+            values().all(|value| {
+                let text = format!("{value:.decimals$}");
+                let vanishes = value != 0.0 && text.parse::<f64>().is_ok_and(|read| read == 0.0);
+                text_width(&text, LABEL) + 0.5 <= slot && (!vanishes || decimals == self.decimals)
+            })
+        };
         (0..=self.decimals).rev().find(|&decimals| fits(decimals))
     }
 

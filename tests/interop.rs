@@ -42,10 +42,13 @@ fn assert_success(output: &Output) {
 fn train(dir: &Path, model: &Path, name: &str, options: &str) -> PathBuf {
     let data = small_model::instructions(&dir.join("data.jsonl"), 12);
     let out = dir.join(name);
-    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2 --rank 4 --alpha 10";
+    let line = "train --quiet --steps 6 --warmup-steps 1 --lr 2e-2";
+    let has_rank = !options.contains("--method") || options.contains("--method dora");
+    let sizes = if has_rank { "--rank 4 --alpha 10" } else { "" };
     let held_out = if options.contains("--val-size") { "" } else { "--val-size 0" };
     let output = Command::new(env!("CARGO_BIN_EXE_smooth-probe"))
         .args(line.split(' '))
+        .args(sizes.split_whitespace())
         .args(held_out.split_whitespace())
         .args(options.split_whitespace())
         .args([Path::new("--model"), model, Path::new("--data"), &data, Path::new("--out"), &out])
@@ -266,7 +269,7 @@ fn on_a_terminal_what_was_drawn_before_does_not_stay() {
     for (columns, name, options) in
         [("60", "line", ""), ("60", "curves", "--dashboard"), ("110", "wide", "--dashboard")]
     {
-        let line = "train --rank 4 --steps 8 --warmup-steps 1 --val-size 4 --eval-every 2 --probe-every 2";
+        let line = "train --rank 4 --steps 8 --warmup-steps 1 --val-size 4 --cutoff 128 --eval-every 2 --probe-every 2";
         let output = Command::new(&python)
             .arg(&script)
             .args([columns, env!("CARGO_BIN_EXE_smooth-probe")])

@@ -512,7 +512,7 @@ mod tests {
         let names: Vec<&str> = study.arms.iter().map(|arm| arm.name.as_str()).collect();
         assert_eq!(names[0], "base");
         assert_eq!(study.arms[0].settings(1, 0.0), None);
-        let rates = [2.5e-3, 2.5e-3, 5e-3, 2.5e-3, 2.5e-3, 2.5e-3, 1e-3];
+        let rates = [5e-3, 5e-3, 5e-3, 2.5e-3, 2.5e-3, 2.5e-3, 1e-3];
         for (arm, lr) in study.arms[1..].iter().zip(rates) {
             assert_eq!(arm.lr, Some(lr), "{}", arm.name);
             assert_eq!(arm.settings(3, lr), Some(headline(&arm.name, 3, lr)), "{}", arm.name);
